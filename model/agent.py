@@ -1,0 +1,287 @@
+"""Agents: who takes jobs from a queue for a process, and holds them while they run."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from persistent import Persistent
+
+from perdure.model import names
+from perdure.model.completed import Completed
+from perdure.model.environment import clock_of
+from perdure.model.errors import BadStatusError, UnknownSettingError
+from perdure.model.failure import Failure
+from perdure.model.internal import InternalJob
+from perdure.model.ref import JobRef
+from perdure.model.status import Status
+
+if TYPE_CHECKING:
+    from perdure.model.dispatchers import DispatcherRecord
+    from perdure.model.job import Job
+    from perdure.model.queue import Filter, Queue
+
+__all__ = ["Agent", "Claim"]
+
+KEPT_BY_DEFAULT = timedelta(days=7)
+
+
+class Claim(NamedTuple):
+    """One job that an agent holds, and the number of the claim that gave it."""
+
+    ref: JobRef
+    number: int
+
+
+class Agent(Persistent):
+    """Holds up to `size` jobs of one queue for one dispatcher.
+
+    `filter(job) -> bool` says which jobs it takes; or `chooser(agent) -> job or None`
+    claims one itself, by calling `agent.queue.claim`. Both are stored by name.
+    `failure` is what the last claim raised, None once one succeeded.
+    """
+
+    failure: Failure | None = None
+    keep_completed: timedelta | None = None
+    keep_failed: timedelta | None = None
+    _filter: str | None = None
+    _chooser: str | None = None
+
+    def __init__(
+        self,
+        name: str,
+        record: DispatcherRecord,
+        *,
+        size: int = 3,
+        filter: Filter | None = None,
+        chooser: Callable[[Agent], Job | None] | None = None,
+    ) -> None:
+        self.name = name
+        self.record = record
+        self._size = _checked_size(name, size)
+        self._held: dict[bytes, tuple[Job, int]] = {}
+        self.completed = Completed()
+        if filter is not None:
+            self.filter = filter
+        if chooser is not None:
+            self.chooser = chooser
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.name!r} of {self.record.uuid}>"
+
+    @property
+    def queue(self) -> Queue:
+        """The queue that it takes jobs from."""
+        return self.record.queue
+
+    @property
+    def size(self) -> int:
+        """How many jobs it may have at once; may be changed while it runs."""
+        return self._size
+
+    @size.setter
+    def size(self, size: int) -> None:
+        self._size = _checked_size(self.name, size)
+
+    @property
+    def filter(self) -> Filter | None:
+        """Which jobs it takes: a module-level function of the job, or None for all."""
+        return None if self._filter is None else names.resolve(self._filter)
+
+    @filter.setter
+    def filter(self, value: Filter | None) -> None:
+        if value is not None and self._chooser is not None:
+            raise UnknownSettingError(f"{self!r} has a chooser, so it cannot have a filter too")
+        self._filter = None if value is None else names.name_of(value)
+
+    @property
+    def filter_name(self) -> str | None:
+        """The name of the filter, or None."""
+        return self._filter
+
+    @property
+    def chooser(self) -> Callable[[Agent], Job | None] | None:
+        """Claims one job for the agent: a module-level function of the agent, or None."""
+        return None if self._chooser is None else names.resolve(self._chooser)
+
+    @chooser.setter
+    def chooser(self, value: Callable[[Agent], Job | None] | None) -> None:
+        if value is not None and self._filter is not None:
+            raise UnknownSettingError(f"{self!r} has a filter, so it cannot have a chooser too")
+        self._chooser = None if value is None else names.name_of(value)
+
+    # What it holds.
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter([job for job, _ in self._held.values()])
+
+    def __contains__(self, job: Job) -> bool:
+        return job._p_oid in self._held
+
+    def claims(self) -> list[Claim]:
+        """Return what it holds, for those who run it."""
+        return [Claim(JobRef.of(job), number) for job, number in self._held.values()]
+
+    def keeps(self, job: Job) -> bool:
+        """Tell whether it still knows a job that it had."""
+        return job in self or job in self.completed
+
+    def claim_job(self) -> Job | None:
+        """Take the next job for this agent, which is ASSIGNED then; None if there is none.
+
+        None, too, while it has `size` jobs, or its dispatcher is deactivated or dead.
+        What a filter or a chooser raises comes out; see `failure`.
+        """
+        if not self.record.active or self.record.dead or len(self._held) >= self._size:
+            return None
+        chooser = self.chooser
+        if chooser is not None:
+            job = chooser(self)
+        else:
+            job = self.queue.claim(filter=self.filter, prefer=self.record.stripes())
+        if job is None:
+            return None
+        job._assign(self)
+        self._held[job._p_oid] = (job, job._claim)
+        self._p_changed = True
+        return job
+
+    # What becomes of it.
+
+    def settle(self, ref: JobRef, number: int) -> None:
+        """Take note of what a worker has done with a job; harmless when repeated.
+
+        A COMPLETED one moves to `completed`; one that is elsewhere by now is dropped;
+        one that is still under way stays.
+        """
+        for oid, (job, held) in list(self._held.items()):
+            if JobRef.of(job) == ref and held == number:
+                self._settle(oid, job, held)
+
+    def settle_all(self) -> list[Claim]:
+        """Settle what can be; return what is still to be run."""
+        for oid, (job, number) in list(self._held.items()):
+            self._settle(oid, job, number)
+        return self.claims()
+
+    def _settle(self, oid: bytes, job: Job, number: int) -> None:
+        if job._agent is not self or job._claim != number:
+            self._drop(oid)
+            if job.status is Status.PENDING and not job._keeps_places:
+                self.queue._release_quotas(job)
+        elif job.status is Status.COMPLETED:
+            self._drop(oid)
+            if isinstance(job, InternalJob):
+                self._settle_served(job)
+            else:
+                self.job_completed(job)
+
+    def _settle_served(self, internal: InternalJob) -> None:
+        job = internal.serves
+        if job.status is Status.COMPLETED and job.agent is None:
+            job._agent = self
+            self.job_completed(job)
+
+    def job_completed(self, job: Job) -> None:
+        """Keep a COMPLETED job among the done ones, and free its quota places.
+
+        Callbacks that were added in the instant in which it was completed are put into
+        the queue.
+        """
+        job._require("keeping it as done", Status.COMPLETED)
+        self._drop(job._p_oid)
+        self.queue._release_quotas(job)
+        self._fold_side_records(job)
+        self.completed.add(job, self._keep(job))
+
+    def _fold_side_records(self, job: Job) -> None:
+        side = self.queue.side
+        if not side:
+            return
+        for each in [job, *job.descendants()]:
+            record = side.get(each)
+            if record is None:
+                continue
+            entries = dict(each._annotations or {})
+            for name, entry in record.annotations.items():
+                if name not in entries or entries[name][0] < entry[0]:
+                    entries[name] = entry
+            if entries:
+                each._annotations = entries
+            done = [callback for callback in record.callbacks if callback.status is not Status.NEW]
+            if done:
+                each._callbacks = [*(each._callbacks or ()), *done]
+            for callback in record.callbacks:
+                if callback.status is Status.NEW:
+                    self.queue._enter(callback, "put", due=clock_of(self).now())
+            side.pop(each)
+
+    def _keep(self, job: Job) -> timedelta:
+        attribute = "keep_failed" if job.failed else "keep_completed"
+        for owner in (job, self, self.queue):
+            keep: timedelta | None = getattr(owner, attribute)
+            if keep is not None:
+                return keep
+        return KEPT_BY_DEFAULT
+
+    def _drop(self, oid: bytes) -> None:
+        if self._held.pop(oid, None) is not None:
+            self._p_changed = True
+
+    def interrupt(self, job: Job) -> None:
+        """Take `job` from its worker, which is lost, and see to what is to become of it.
+
+        Its record is written whatever its status is: that makes sure that the worker
+        can commit nothing for it any more.
+        """
+        entry = self._held.get(job._p_oid)
+        if entry is None:
+            return
+        _, number = entry
+        if job._agent is not self or job._claim != number:
+            self._settle(job._p_oid, job, number)
+            return
+        self._drop(job._p_oid)
+        status = job.status
+        if status is Status.COMPLETED:
+            self._held[job._p_oid] = entry
+            self._settle(job._p_oid, job, number)
+        elif isinstance(job, InternalJob):
+            job._claim += 1
+            self.queue._enter(job, "give back", due=job.begin_after, first=True)
+        elif status is Status.ASSIGNED:
+            job._claim += 1
+            self.queue._enter(job, "give back", due=job.begin_after, keeps_places=True)
+        elif status in (Status.ACTIVE, Status.CALLBACKS):
+            job._lose()
+            kind = "interrupt" if status is Status.ACTIVE else "resume"
+            self.queue._put_internal(kind, job)
+        else:
+            raise BadStatusError(f"{job!r} is {status.name}, and an agent holds it")
+
+    def interrupt_all(self) -> int:
+        """Interrupt everything that it holds; return how many jobs that were."""
+        jobs = list(self)
+        for job in jobs:
+            self.interrupt(job)
+        return len(jobs)
+
+    def forget(self, now: datetime.datetime) -> bool:
+        """Forget the done jobs whose time is over; tell whether there were any."""
+        return self.completed.due(now) and self.completed.forget(now)
+
+
+def _checked_size(name: str, size: object) -> int:
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(f"the size of agent {name!r} is a whole number, not {size!r}")
+    if size < 0:
+        raise UnknownSettingError(f"the size of agent {name!r} must be 0 or more, not {size}")
+    return size

@@ -1,0 +1,176 @@
+"""The invariants of a database, looked at one by one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import transaction
+from ZODB.interfaces import IBroken
+
+from perdure.model.agent import Agent
+from perdure.model.internal import InternalJob
+from perdure.model.job import Job
+from perdure.model.queue import Queue
+from perdure.model.queues import find_queues
+from perdure.model.resolving import position_of, stored
+from perdure.model.status import Status
+
+__all__ = ["check"]
+
+
+def check(database: Any) -> list[str]:
+    """Return what is wrong in a database, a sentence each; an empty list if nothing is.
+
+    Opens a connection of its own, walks every job, and changes nothing. May be called
+    at any time, also while jobs run. Raises `NotInstalledError` where there are no queues.
+    """
+    manager = transaction.TransactionManager()
+    connection = database.open(transaction_manager=manager)
+    try:
+        manager.begin()
+        found: list[str] = []
+        for queue in find_queues(connection).values():
+            found += _Checker(queue).violations()
+        return found
+    finally:
+        manager.abort()
+        connection.close()
+
+
+class _Checker:
+    """Walks one queue, notes where each job is, and what disagrees."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._found: list[str] = []
+        self._places: dict[bytes, list[str]] = {}
+        self._jobs: dict[bytes, Job] = {}
+
+    def violations(self) -> list[str]:
+        """Return the sentences."""
+        self._walk_stripes()
+        self._walk_inboxes()
+        self._walk_agents()
+        for oid, places in self._places.items():
+            if len(places) > 1:
+                self._say(f"{self._jobs[oid]!r} is in {len(places)} places: {', '.join(places)}")
+        self._compare_length()
+        self._check_quotas()
+        return self._found
+
+    def _say(self, violation: str) -> None:
+        self._found.append(f"{self._queue!r}: {violation}")
+
+    def _place(self, job: Job, place: str) -> None:
+        if IBroken.providedBy(job):
+            self._jobs[job._p_oid] = job
+            self._places.setdefault(job._p_oid, []).append(place)
+            return
+        seen = job._p_oid in self._places
+        self._jobs[job._p_oid] = job
+        self._places.setdefault(job._p_oid, []).append(place)
+        if seen:
+            return
+        if isinstance(job, InternalJob) and job.status is not Status.COMPLETED:
+            self._place_served(job)
+        for callback in job.callbacks:
+            if callback._queue is None:
+                self._place(callback, f"with {job!r}")
+        if job.status is Status.COMPLETED:
+            for callback in job._callbacks or ():
+                if callback._queue is None and callback.status is not Status.COMPLETED:
+                    self._say(f"{job!r} is COMPLETED, its callback {callback!r} is not")
+
+    def _place_served(self, internal: InternalJob) -> None:
+        job = internal.serves
+        expected = {
+            "interrupt": (Status.ACTIVE, Status.PENDING, Status.CALLBACKS, Status.COMPLETED),
+            "resume": (Status.CALLBACKS, Status.COMPLETED),
+            "expire": (Status.PENDING, Status.CALLBACKS, Status.COMPLETED),
+        }[internal.kind]
+        if job.status not in expected:
+            self._say(f"{internal!r} deals with {job!r}, which is {job.status.name}")
+        # One that was rescheduled meanwhile has its place in a line again.
+        if internal.kind != "interrupt" or job.status is not Status.PENDING:
+            self._place(job, f"with {internal!r}")
+
+    def _walk_stripes(self) -> None:
+        for index, stripe in enumerate(self._queue.stripes):
+            count = 0
+            for key, line in stripe.lines():
+                if not len(line):
+                    self._say(f"line {key} of stripe {index} is empty")
+                for position, job in line.items():
+                    count += 1
+                    self._place(job, f"line {key} of stripe {index}")
+                    self._check_waiting(job)
+                    if position[0] != position_of(job)[0]:
+                        self._say(f"{job!r} stands at {position} instead of {position_of(job)}")
+            if count != len(stripe):
+                self._say(f"stripe {index} says {len(stripe)} jobs and has {count}")
+
+    def _walk_inboxes(self) -> None:
+        for index, stripe in enumerate(self._queue.stripes):
+            for key, cursor, entries in stripe.unsorted(self._queue.inboxes, index):
+                inbox = self._queue.inboxes.get(key)
+                if inbox is None or cursor > entries:
+                    self._say(f"inbox {key} has {entries} jobs, of which {cursor} were sorted in")
+                    continue
+                for job in inbox.since(cursor):
+                    self._place(job, f"inbox {key}")
+                    self._check_waiting(job)
+
+    def _check_waiting(self, job: Job) -> None:
+        if IBroken.providedBy(job):
+            return
+        if job.status is not Status.PENDING:
+            self._say(f"{job!r} is {job.status.name} and waits in line")
+        if job._queue is not self._queue:
+            self._say(f"{job!r} waits here and says that it waits in {job._queue!r}")
+
+    def _walk_agents(self) -> None:
+        allowed = (Status.ASSIGNED, Status.ACTIVE, Status.CALLBACKS, Status.COMPLETED)
+        for record in self._queue.dispatchers.records():
+            for agent in record.agents():
+                for job, number in agent._held.values():
+                    if job._agent is not agent or job._claim != number:
+                        continue
+                    self._place(job, repr(agent))
+                    if job.status not in allowed:
+                        self._say(f"{job!r} is {job.status.name} and {agent!r} has it")
+                self._walk_completed(agent)
+
+    def _walk_completed(self, agent: Agent) -> None:
+        for job in agent.completed:
+            self._place(job, f"completed by {agent!r}")
+            if job.status is not Status.COMPLETED:
+                self._say(f"{job!r} is {job.status.name} and among the completed of {agent!r}")
+
+    def _compare_length(self) -> None:
+        walked = sum(1 for _ in self._queue)
+        if walked != len(self._queue):
+            self._say(f"its length is {len(self._queue)}, and it has {walked} jobs")
+
+    def _check_quotas(self) -> None:
+        used: Counter[str] = Counter()
+        for job in self._jobs.values():
+            for name in self._limiting(job):
+                used[name] += 1
+                if job not in self._queue.quotas[name]:
+                    self._say(f"{job!r} is {job.status.name} and has no place of quota {name!r}")
+        for name in self._queue.quotas:
+            quota = self._queue.quotas[name]
+            if len(quota) > quota.limit:
+                self._say(f"quota {name!r} has {len(quota)} jobs and a size of {quota.size}")
+            if used[name] > quota.limit:
+                self._say(f"{used[name]} jobs need quota {name!r} of size {quota.size}")
+
+    def _limiting(self, job: Job) -> list[str]:
+        """Return the quotas that the job must hold a place of now."""
+        if IBroken.providedBy(job) or isinstance(job, InternalJob) or job.parent is not None:
+            return []
+        if job.status not in (Status.ASSIGNED, Status.ACTIVE):
+            return []
+        names: tuple[str, ...] = stored(job, "_quota_names", ())
+        return [name for name in names if name in self._queue.quotas]

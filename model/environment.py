@@ -1,0 +1,104 @@
+"""What belongs to one open database in this process, and is not stored in it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any, Protocol
+
+from perdure.model.clock import Clock, SystemClock
+from perdure.model.inbox import Leases
+from perdure.model.moments import microseconds
+from perdure.model.storable import ARGUMENT_LIMIT_BYTES
+
+__all__ = ["Environment", "Waker", "clock_of", "environment"]
+
+
+class Waker(Protocol):
+    """Told, in the committing thread, that something was put into a queue."""
+
+    def wake(self, queue_oid: bytes) -> None:
+        """Note it and return at once; must not raise nor touch the database."""
+
+
+class Environment:
+    """The clock, the limits, the inbox leases and the listeners of one database.
+
+    There is one for each `ZODB.DB`, for as long as that lives. Safe to use from any
+    thread. `clock` and `argument_limit_bytes` may be set before the database is used.
+    """
+
+    def __init__(self) -> None:
+        self.clock: Clock = SystemClock()
+        self.argument_limit_bytes = ARGUMENT_LIMIT_BYTES
+        self.leases = Leases()
+        self.unresolved: dict[str, str] = {}
+        self._wakers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._changes = 0
+        self._last_stamp = 0
+
+    def subscribe(self, waker: Waker) -> None:
+        """Tell `waker`, held weakly, of every queue that was put into."""
+        with self._lock:
+            self._wakers.add(waker)
+
+    def unsubscribe(self, waker: Waker) -> None:
+        """Tell `waker` no more."""
+        with self._lock:
+            self._wakers.discard(waker)
+
+    def wake(self, queue_oid: bytes) -> None:
+        """Tell everyone who subscribed; called after a commit."""
+        with self._lock:
+            wakers = list(self._wakers)
+        for waker in wakers:
+            waker.wake(queue_oid)
+
+    def announce_change(self) -> None:
+        """End the waits of `wait_for_change`; called after a commit."""
+        with self._changed:
+            self._changes += 1
+            self._changed.notify_all()
+
+    def changes(self) -> int:
+        """Return a number that grows with each announced change."""
+        with self._changed:
+            return self._changes
+
+    def wait_for_change(self, seen: int, timeout_seconds: float) -> None:
+        """Wait until `changes` is no longer `seen`, or the time has passed."""
+        deadline = self.clock.monotonic() + timeout_seconds
+        with self._changed:
+            while self._changes == seen:
+                left = deadline - self.clock.monotonic()
+                if left <= 0:
+                    return
+                self.clock.wait(self._changed, left)
+
+    def stamp(self) -> int:
+        """Return the time in microseconds, later than every stamp before."""
+        now = microseconds(self.clock.now())
+        with self._lock:
+            self._last_stamp = max(now, self._last_stamp + 1)
+            return self._last_stamp
+
+
+_environments: weakref.WeakKeyDictionary[Any, Environment] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def environment(database: Any) -> Environment:
+    """Return the environment of an open `ZODB.DB`."""
+    with _lock:
+        found = _environments.get(database)
+        if found is None:
+            found = _environments[database] = Environment()
+        return found
+
+
+def clock_of(persistent: Any) -> Clock:
+    """Return the clock of the database that `persistent` is in, else the system's."""
+    jar = persistent._p_jar
+    return SystemClock() if jar is None else environment(jar.db()).clock

@@ -1,0 +1,225 @@
+"""Inboxes: how jobs get into a queue without conflicts.
+
+Every thread that puts has an inbox of its own while its transaction lasts. An inbox is
+one small record: the job put last, and how many there were; each job links to the one
+before. Dispatchers walk the links back to where they were and never write an inbox, so
+that putting conflicts neither with putting nor with claiming.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from persistent import Persistent
+
+if TYPE_CHECKING:
+    from perdure.model.job import Job
+    from perdure.model.queue import Queue
+
+__all__ = ["Inbox", "InboxTable", "Leases"]
+
+ROTATE_AFTER = 64
+"""How many jobs go into one inbox, and so into one stripe, before the next is used."""
+
+INBOXES_AT_FIRST = 4
+"""How many inboxes a process rotates through while its puts do not overlap."""
+
+
+class Inbox(Persistent):
+    """The jobs that one producer has put, newest first, by their links."""
+
+    head: Job | None = None
+    entries: int = 0
+    retiring: bool = False
+    gone: bool = False
+    """Set when it is taken out of the table, so that a late put conflicts."""
+
+    def __init__(self, stripe: int) -> None:
+        self.stripe = stripe
+
+    def add(self, job: Job) -> None:
+        """Put `job` at the head."""
+        job._previous = self.head
+        self.head = job
+        self.entries += 1
+        if self.retiring:
+            self.retiring = False
+
+    def since(self, entries: int) -> list[Job]:
+        """Return the jobs after the first `entries`, oldest first."""
+        found: list[Job] = []
+        job = self.head
+        for _ in range(self.entries - entries):
+            assert job is not None
+            found.append(job)
+            job = job._previous
+        found.reverse()
+        return found
+
+    def _p_resolveConflict(
+        self, old: dict[str, Any], committed: dict[str, Any], mine: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Let a put win over the mark that this inbox is to be retired."""
+        from ZODB.POSException import ConflictError
+
+        def without_mark(state: dict[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in state.items() if key != "retiring"}
+
+        if committed.get("gone") or mine.get("gone"):
+            raise ConflictError("this inbox was retired")
+        if without_mark(committed) == without_mark(old):
+            return without_mark(mine)
+        if without_mark(mine) == without_mark(old):
+            return without_mark(committed)
+        raise ConflictError("two producers have put into one inbox")
+
+
+class InboxTable(Persistent):
+    """The inboxes of a queue, by key; producers that add one at once do not conflict."""
+
+    def __init__(self) -> None:
+        self._inboxes: dict[str, Inbox] = {}
+
+    def get(self, key: str) -> Inbox | None:
+        """Return the inbox of that key, or None."""
+        return self._inboxes.get(key)
+
+    def add(self, key: str, inbox: Inbox) -> None:
+        """Add an inbox under a key that no other producer uses."""
+        self._inboxes[key] = inbox
+        self._p_changed = True
+
+    def remove(self, key: str) -> None:
+        """Forget an inbox whose jobs were all sorted in."""
+        del self._inboxes[key]
+        self._p_changed = True
+
+    def items(self) -> list[tuple[str, Inbox]]:
+        """Return the inboxes with their keys, in the order of the keys."""
+        return sorted(self._inboxes.items())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._inboxes))
+
+    def __len__(self) -> int:
+        return len(self._inboxes)
+
+    def _p_resolveConflict(
+        self, old: dict[str, Any], committed: dict[str, Any], mine: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Apply both sides' additions and removals; their keys are never the same."""
+        before, there, here = old["_inboxes"], committed["_inboxes"], mine["_inboxes"]
+        merged = {key: value for key, value in there.items() if key in here or key not in before}
+        merged |= {key: value for key, value in here.items() if key not in before}
+        return {**committed, "_inboxes": merged}
+
+
+@dataclass
+class _Lease:
+    transaction: Any
+    number: int
+    entries: int | None = None
+
+
+class Leases:
+    """Which inbox each transaction of this process uses, for one database.
+
+    An inbox is leased at the first put of a transaction and given back when that ends,
+    so that two transactions of one process never share one; the keys begin with a token
+    of the process, so that two processes never do. A transaction that began before the
+    inbox was last written gets another one. Safe to use from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._token = secrets.token_hex(6)
+        self._offset = secrets.randbelow(1 << 16)
+        self._made: dict[bytes, int] = {}
+        self._free: dict[bytes, deque[int]] = {}
+        self._leases: dict[tuple[int, bytes], _Lease] = {}
+        self._entries: dict[tuple[bytes, int], int | None] = {}
+        self._used: dict[tuple[bytes, int], int] = {}
+
+    def add(self, queue: Queue, job: Job) -> None:
+        """Put `job` into the inbox of the current transaction for `queue`."""
+        number = self._number(queue)
+        self._used[queue._p_oid, number] = self._used.get((queue._p_oid, number), 0) + 1
+        inbox = queue.inboxes.get(self._key(number))
+        if inbox is None:
+            inbox = Inbox((self._offset + number) % queue.stripe_count)
+            queue.inboxes.add(self._key(number), inbox)
+        inbox.add(job)
+
+    def _key(self, number: int) -> str:
+        return f"{self._token}-{number}"
+
+    def _number(self, queue: Queue) -> int:
+        jar, oid = queue._p_jar, queue._p_oid
+        transaction = jar.transaction_manager.get()
+        with self._lock:
+            if self._process != os.getpid():
+                self._start()
+            lease = self._leases.get((id(jar), oid))
+            if lease is not None and lease.transaction is transaction:
+                return lease.number
+        number = self._take(queue, oid)
+        lease = _Lease(transaction, number)
+        with self._lock:
+            self._leases[id(jar), oid] = lease
+        transaction.addBeforeCommitHook(self._before_commit, args=(queue, lease))
+        transaction.addAfterCommitHook(self._ended, args=(id(jar), oid, lease))
+        transaction.addAfterAbortHook(self._ended, args=(None, id(jar), oid, lease))
+        return number
+
+    def _take(self, queue: Queue, oid: bytes) -> int:
+        """Return the number of a free inbox that is in this transaction's view as it is."""
+        stale: list[int] = []
+        try:
+            while True:
+                with self._lock:
+                    free = self._free.setdefault(oid, deque())
+                    if not free:
+                        made = self._made.get(oid, 0)
+                        more = INBOXES_AT_FIRST if made == 0 else 1
+                        free.extend(range(made, made + more))
+                        self._made[oid] = made + more
+                    number = free.popleft()
+                    written = self._entries.get((oid, number), 0)
+                inbox = queue.inboxes.get(self._key(number))
+                entries = 0 if inbox is None else inbox.entries
+                if written is None or entries == written:
+                    return number
+                if inbox is not None:
+                    stale.append(number)
+        finally:
+            with self._lock:
+                self._free[oid].extend(stale)
+
+    def _before_commit(self, queue: Queue, lease: _Lease) -> None:
+        inbox = queue.inboxes.get(self._key(lease.number))
+        lease.entries = 0 if inbox is None else inbox.entries
+
+    def _ended(self, committed: bool | None, jar_id: int, oid: bytes, lease: _Lease) -> None:
+        """Give the inbox back; what a commit that failed has written is not known."""
+        with self._lock:
+            if self._leases.get((jar_id, oid)) is not lease:
+                return
+            del self._leases[jar_id, oid]
+            number = lease.number
+            if committed is not None:
+                self._entries[oid, number] = lease.entries if committed else None
+            if self._used.get((oid, number), 0) >= ROTATE_AFTER:
+                self._used[oid, number] = 0
+                self._free[oid].append(number)
+            else:
+                self._free[oid].appendleft(number)

@@ -1,0 +1,40 @@
+"""Jobs that the system makes for itself: each deals with another job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from perdure.model.job import Job
+
+if TYPE_CHECKING:
+    from perdure.model.queue import Queue
+
+__all__ = ["InternalJob"]
+
+
+class InternalJob(Job):
+    """Deals with `serves`, whose own record says how far that has come.
+
+    `kind` is ``"interrupt"`` (put it to its policy as interrupted), ``"resume"`` (run
+    its callbacks) or ``"expire"`` (fail it, since its deadline has passed). It may be
+    run any number of times, so that it needs no policy: losing its worker only puts it
+    back into the queue.
+    """
+
+    def __init__(self, kind: str, job: Job) -> None:
+        super().__init__(_serve, kind)
+        self.kind = kind
+        self.serves = job
+
+    def _enter_for(self, queue: Queue, job: Job) -> None:
+        """Wait in the place of `job`, without going through an inbox."""
+        self._move("put")
+        self._queue = queue
+        self._begin_after = job._begin_after
+        self._due = job._due
+        self._stamp = job._stamp
+        self._first = job._first
+
+
+def _serve(kind: str) -> None:
+    raise NotImplementedError(f"the runner deals with internal jobs of kind {kind} itself")

@@ -1,0 +1,46 @@
+"""Moments as they are stored: microseconds since 1970, UTC."""
+
+from __future__ import annotations
+
+import datetime
+from datetime import timedelta
+
+import pytz
+
+from perdure.model.errors import UnknownSettingError
+
+__all__ = ["checked_duration", "checked_moment", "microseconds", "moment"]
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=pytz.utc)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(when: datetime.datetime) -> int:
+    """Return an aware moment as microseconds since 1970."""
+    return (when - _EPOCH) // _MICROSECOND
+
+
+def moment(stored: int) -> datetime.datetime:
+    """Return the aware UTC moment that `microseconds` stored."""
+    return _EPOCH + timedelta(microseconds=stored)
+
+
+def checked_moment(name: str, value: object) -> datetime.datetime:
+    """Return `value` in UTC; raises `ValueError` where it is naive, else `TypeError`."""
+    if not isinstance(value, datetime.datetime):
+        raise TypeError(f"{name} must be a datetime with a time zone, not {value!r}")
+    if value.utcoffset() is None:
+        raise UnknownSettingError(
+            f"{name} must have a time zone, and {value!r} has none: "
+            "use datetime.now(datetime.UTC), say"
+        )
+    return value.astimezone(pytz.utc)
+
+
+def checked_duration(name: str, value: object) -> timedelta:
+    """Return `value`; raises `ValueError` where it is negative, else `TypeError`."""
+    if not isinstance(value, timedelta):
+        raise TypeError(f"{name} must be a timedelta, not {value!r}")
+    if value < timedelta(0):
+        raise UnknownSettingError(f"{name} must not be negative, and {value!r} is")
+    return value

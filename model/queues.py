@@ -1,0 +1,140 @@
+"""The queues of a database: making them, and finding one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import transaction
+from persistent import Persistent
+
+from perdure.model.errors import NotInstalledError, QueueNotFoundError, UnknownSettingError
+from perdure.model.queue import Queue
+
+__all__ = ["ROOT_KEY", "Queues", "find_queues", "get_queue", "install"]
+
+ROOT_KEY = "perdure"
+"""Where the queues lie in the root of the database."""
+
+
+class Queues(Persistent):
+    """The queues of one database, by name; the one named ``""`` is the default."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, Queue] = {}
+
+    def add(self, name: str) -> Queue:
+        """Make a queue; raises `UnknownSettingError` where the name is taken."""
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a queue is a text, not {name!r}")
+        if name in self._queues:
+            raise UnknownSettingError(f"there is a queue {name!r} already")
+        queue = self._queues[name] = Queue(name)
+        self._p_changed = True
+        return queue
+
+    def remove(self, name: str) -> None:
+        """Remove a queue; raises `ValueError` while jobs wait in it or are held by agents."""
+        queue = self[name]
+        held = sum(
+            len(agent) for record in queue.dispatchers.records() for agent in record.agents()
+        )
+        if len(queue) or held:
+            raise UnknownSettingError(
+                f"{queue!r} has {len(queue)} waiting jobs, and agents hold {held}: deal with "
+                "them first"
+            )
+        del self._queues[name]
+        self._p_changed = True
+
+    def __getitem__(self, name: str) -> Queue:
+        if name not in self._queues:
+            near = difflib.get_close_matches(name, self._queues, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {sorted(self._queues)}"
+            raise QueueNotFoundError(f"there is no queue {name!r}{hint}")
+        return self._queues[name]
+
+    def get(self, name: str) -> Queue | None:
+        """Return the queue of that name, or None."""
+        return self._queues.get(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._queues
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._queues))
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def values(self) -> list[Queue]:
+        """Return the queues in the order of their names."""
+        return [self._queues[name] for name in self]
+
+
+def install(db_or_connection: Any, queues: Iterable[str] = ("",)) -> None:
+    """Make sure that a database has queues of these names; changes nothing else.
+
+    Given a `ZODB.DB`, it commits a transaction of its own, and tries again where another
+    process does the same. Given a connection, it works in that one's transaction.
+    """
+    if isinstance(queues, str):
+        raise TypeError(f"queues must be names, not the text {queues!r}")
+    names = tuple(queues)
+    if hasattr(db_or_connection, "root") and hasattr(db_or_connection, "transaction_manager"):
+        _install(db_or_connection, names)
+        return
+    manager = transaction.TransactionManager()
+    connection = db_or_connection.open(transaction_manager=manager)
+    try:
+        for attempt in manager.attempts(10):
+            with attempt:
+                _install(connection, names)
+    finally:
+        manager.abort()
+        connection.close()
+
+
+def _install(connection: Any, names: tuple[str, ...]) -> None:
+    root = connection.root()
+    if ROOT_KEY not in root:
+        root[ROOT_KEY] = Queues()
+    found = find_queues(connection)
+    for name in names:
+        if name not in found:
+            found.add(name)
+
+
+def find_queues(connection_or_persistent: Any) -> Queues:
+    """Return the queues of a connection's database.
+
+    Raises `NotInstalledError` where it has none, or where something else lies there.
+    """
+    connection = getattr(connection_or_persistent, "_p_jar", None) or connection_or_persistent
+    if not hasattr(connection, "root"):
+        raise NotInstalledError(
+            f"{connection_or_persistent!r} is neither a connection nor an object that is stored "
+            "in a database"
+        )
+    found = connection.root().get(ROOT_KEY)
+    if found is None:
+        raise NotInstalledError(
+            "this database has no queues yet: call perdure.model.install(database) first"
+        )
+    if not isinstance(found, Queues):
+        raise NotInstalledError(
+            f"the root of this database has {found!r} under {ROOT_KEY!r}, where the queues go"
+        )
+    return found
+
+
+def get_queue(connection_or_persistent: Any, name: str = "") -> Queue:
+    """Return a queue, given a connection or any object that is stored through one.
+
+    Raises `NotInstalledError`, or `QueueNotFoundError` with the nearest name.
+    """
+    return find_queues(connection_or_persistent)[name]

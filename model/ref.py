@@ -1,0 +1,93 @@
+"""How a job is named outside the database."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ZODB.POSException import POSKeyError
+from ZODB.utils import p64, u64
+
+from perdure.model.errors import JobNotFoundError
+
+if TYPE_CHECKING:
+    from perdure.model.job import Job
+
+__all__ = ["JobRef", "find_job"]
+
+_UNNAMED = "unnamed"
+_TEXT = re.compile(r"(?:(?P<database>.+):)?(?:0x)?(?P<oid>[0-9a-f]{1,16})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRef:
+    """The identity of a job that was stored: what messages carry, and people write.
+
+    As text it is ``database:hex-oid``, or the hexadecimal oid alone where the
+    database has no name of its own.
+    """
+
+    oid: int
+    database_name: str = _UNNAMED
+
+    def __str__(self) -> str:
+        if self.database_name == _UNNAMED:
+            return f"{self.oid:x}"
+        return f"{self.database_name}:{self.oid:x}"
+
+    @classmethod
+    def of(cls, persistent: Any) -> JobRef:
+        """Return the reference of a persistent object that has an oid."""
+        jar = persistent._p_jar
+        if jar is None or persistent._p_oid is None:
+            raise JobNotFoundError(f"{persistent!r} was not stored yet: put it first")
+        return cls(u64(persistent._p_oid), jar.db().database_name)
+
+    @classmethod
+    def parse(cls, text: str) -> JobRef:
+        """Read what `str` wrote; raises `JobNotFoundError` for any other text."""
+        match = _TEXT.fullmatch(text.strip())
+        if match is None:
+            raise JobNotFoundError(
+                f"{text!r} names no job: a job is named by the hexadecimal number that "
+                "put returned, or by database:number"
+            )
+        return cls(int(match["oid"], 16), match["database"] or _UNNAMED)
+
+
+def find_job(connection: Any, job: Job | JobRef | str) -> Job:
+    """Return `job` as the connection's transaction sees it.
+
+    `job` may be a `Job`, a `JobRef` or its text. Raises `JobNotFoundError` for what is
+    no job, unknown in this database, or was forgotten after its retention.
+    """
+    from perdure.model.job import Job
+
+    ref = job
+    if isinstance(ref, Job):
+        if ref._p_jar is connection:
+            return ref
+        ref = JobRef.of(ref)
+    if isinstance(ref, str):
+        ref = JobRef.parse(ref)
+    if not isinstance(ref, JobRef):
+        raise JobNotFoundError(f"{job!r} names no job: give a Job, a JobRef or its text")
+    names = connection.db().databases
+    if ref.database_name in names:
+        connection = connection.get_connection(ref.database_name)
+    elif ref.database_name != _UNNAMED:
+        raise JobNotFoundError(
+            f"job {ref}: there is no database named {ref.database_name!r} here, only "
+            + ", ".join(sorted(names))
+        )
+    try:
+        found = connection.get(p64(ref.oid))
+        found._p_activate()
+    except (POSKeyError, OverflowError):
+        found = None
+    if not isinstance(found, Job):
+        raise JobNotFoundError(f"there is no job {ref} in this database")
+    if found.forgotten:
+        raise JobNotFoundError(f"job {ref} was forgotten: the time for which it is kept is over")
+    return found

@@ -1,0 +1,244 @@
+"""Keeping at it: calls that are committed, and tried again when that fails.
+
+Three degrees: `never_fail` gives up never, `wait_for_system_recovery` waits for a database
+that is away, `try_five_times` sits out a few conflicts. In all of them an attempt is a fresh
+transaction: it begins (which aborts what was open), calls, commits; any error aborts it, and
+no transaction is open while waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+from transaction.interfaces import NoTransaction, TransientError
+from ZEO.Exceptions import ClientDisconnected
+from ZODB.POSException import POSKeyError
+
+from perdure.model.clock import StopSignal, SystemClock
+from perdure.model.errors import StopRequested
+from perdure.model.failure import Failure
+from perdure.model.logs import events
+
+__all__ = [
+    "TransactionManager",
+    "is_disconnect",
+    "is_transaction_error",
+    "never_fail",
+    "try_five_times",
+    "wait_for_system_recovery",
+]
+
+T = TypeVar("T")
+
+_FIRST_WAIT = timedelta(seconds=5)
+_MORE_WAIT = timedelta(seconds=5)
+_LONGEST_WAIT = timedelta(seconds=60)
+_ATTEMPTS = 5
+
+
+class TransactionManager(Protocol):
+    """What is needed of a `transaction.TransactionManager`, explicit or not."""
+
+    def begin(self) -> Any: ...
+
+    def commit(self) -> Any: ...
+
+    def abort(self) -> Any: ...
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Return whether `error` says that the database is away (and may come back).
+
+    From any thread; does not touch the transaction.
+    """
+    return isinstance(error, ClientDisconnected)
+
+
+def is_transaction_error(error: BaseException) -> bool:
+    """Return whether the same again, at once, may well succeed: a conflict, mostly.
+
+    A lost connection is none, though its type says that it is transient: at once is too
+    soon for it.
+
+    From any thread; does not touch the transaction.
+    """
+    return isinstance(error, TransientError) and not is_disconnect(error)
+
+
+def never_fail(
+    call: Callable[[], T],
+    identifier: str,
+    tm: TransactionManager,
+    stop: StopSignal | None = None,
+) -> T:
+    """Call and commit until it succeeds, and return what the call returned.
+
+    After a transaction error it tries again at once, with a WARNING at every fifth. After any
+    other `Exception` it waits 5, 10, … 60 seconds, and logs the first and every tenth: ERROR
+    for a lost connection or key, else CRITICAL.
+
+    :param call: is called once for each attempt, so it must do all its work anew.
+    :param identifier: says in the log what is being done: ``"storing the failure of …"``.
+    :param tm: the transaction manager. What is open in it is aborted first; on return the
+        call is committed; when something propagates, its transaction has been aborted.
+    :param stop: ends the waits; None for one that nobody sets.
+    :raises StopRequested: if `stop` is set when it would wait, or has had five
+        transaction errors more; the first attempt is made in any case.
+    :raises BaseException: whatever the call raises that is no `Exception`.
+
+    Runs the call in the calling thread, which must be the one that may use `tm`.
+    """
+    return _keep_at_it(call, identifier, tm, stop, any_error=True)
+
+
+def wait_for_system_recovery(
+    call: Callable[[], T],
+    identifier: str,
+    tm: TransactionManager,
+    stop: StopSignal | None = None,
+) -> T | Failure:
+    """Call and commit; go on as long as it is for the database that it fails.
+
+    After a transaction error it tries again at once, with a WARNING at every fifth. After a
+    lost connection it waits 5, 10, … 60 seconds, with an ERROR at the first and every
+    fifth. Any other `Exception` (a lost key too) is logged ERROR and returned.
+
+    :param call: is called once for each attempt, so it must do all its work anew.
+    :param identifier: says in the log what is being done.
+    :param tm: the transaction manager. What is open in it is aborted first; on return the
+        call is committed, or, if a new `Failure` is returned, aborted.
+    :param stop: ends the waits; None for one that nobody sets.
+    :return: what the call returned, or a `Failure` in place of what it raised.
+    :raises StopRequested: as `never_fail`.
+    :raises BaseException: whatever the call raises that is no `Exception`.
+
+    Runs the call in the calling thread, which must be the one that may use `tm`.
+    """
+    try:
+        return _keep_at_it(call, identifier, tm, stop, any_error=False)
+    except Exception as error:
+        events.error("Error while %s", identifier, exc_info=True)
+        return Failure(error)
+
+
+def try_five_times(
+    call: Callable[[], T],
+    identifier: str,
+    tm: TransactionManager,
+    stop: StopSignal | None = None,
+) -> T | Failure:
+    """Call and commit, up to five times in all if there are transaction errors.
+
+    The fifth one is logged CRITICAL and returned; any other `Exception` (a lost connection
+    too) is logged ERROR and returned at once.
+
+    :param call: is called once for each attempt, so it must do all its work anew.
+    :param identifier: says in the log what is being done.
+    :param tm: the transaction manager. What is open in it is aborted first; on return the
+        call is committed, or, if a new `Failure` is returned, aborted.
+    :param stop: not needed, since this never waits; taken so that the three are alike.
+    :return: what the call returned, or a `Failure` in place of what it raised.
+    :raises BaseException: whatever the call raises that is no `Exception`.
+
+    Runs the call in the calling thread, which must be the one that may use `tm`.
+    """
+    conflicts = 0
+    while True:
+        try:
+            return _attempt(call, identifier, tm)
+        except Exception as error:
+            if not is_transaction_error(error):
+                events.error("Error while %s", identifier, exc_info=True)
+                return Failure(error)
+            conflicts += 1
+            if conflicts == _ATTEMPTS:
+                events.critical(
+                    "%d transaction errors in a row while %s; giving up",
+                    conflicts,
+                    identifier,
+                    exc_info=True,
+                )
+                return Failure(error)
+
+
+def _keep_at_it(
+    call: Callable[[], T],
+    identifier: str,
+    tm: TransactionManager,
+    stop: StopSignal | None,
+    *,
+    any_error: bool,
+) -> T:
+    """Call and commit; wait after a disconnect, with `any_error` after each error; else raise."""
+    if stop is None:
+        stop = StopSignal(SystemClock())
+    conflicts = 0
+    troubles = 0
+    wait = _FIRST_WAIT
+    log_every = 10 if any_error else 5
+    while True:
+        try:
+            return _attempt(call, identifier, tm)
+        except Exception as error:
+            waits = not is_transaction_error(error)
+            if not waits:
+                conflicts += 1
+                if conflicts % 5 == 0:
+                    events.warning(
+                        "%d transaction errors while %s; trying again",
+                        conflicts,
+                        identifier,
+                        exc_info=True,
+                    )
+            elif any_error or is_disconnect(error):
+                troubles += 1
+                if troubles == 1 or troubles % log_every == 0:
+                    events.log(
+                        _level(error),
+                        "Error number %d while %s; trying again in %d seconds",
+                        troubles,
+                        identifier,
+                        wait.total_seconds(),
+                        exc_info=True,
+                    )
+            else:
+                raise
+        # Out here, so that the error and all that its frames hold are let go of first.
+        if waits:
+            stop.wait(wait)
+            wait = min(_LONGEST_WAIT, wait + _MORE_WAIT)
+        elif conflicts % 5 == 0 and stop.is_set():
+            raise StopRequested(f"the system stops: {identifier} was given up for now")
+
+
+def _level(error: Exception) -> int:
+    known = is_disconnect(error) or isinstance(error, POSKeyError)
+    return logging.ERROR if known else logging.CRITICAL
+
+
+def _attempt(call: Callable[[], T], identifier: str, tm: TransactionManager) -> T:
+    """Call in a transaction of its own and commit that; abort it and raise on any error."""
+    try:
+        _abort(tm)
+        tm.begin()
+        result = call()
+        tm.commit()
+        return result
+    except BaseException:
+        try:
+            _abort(tm)
+        # The transaction is over even so, and the first error is the one to tell.
+        except Exception:
+            events.error("The abort failed too, while %s", identifier, exc_info=True)
+        raise
+
+
+def _abort(tm: TransactionManager) -> None:
+    try:
+        tm.abort()
+    except NoTransaction:
+        # Only explicit managers say so; nothing is open, and that is what is wanted.
+        pass

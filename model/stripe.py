@@ -1,0 +1,147 @@
+"""Stripes: jobs sorted into claim order, a part of the queue's jobs each.
+
+A stripe takes its jobs from the inboxes that belong to it. Within it, jobs stand in
+*lines*, one for each kind of job as far as a claim can tell kinds apart: by the quotas
+that they need, the filters that have refused them, and the name that did not resolve.
+A claim looks at the first job of each line that may have one for it, so that jobs which
+it cannot take cost it nothing, however many they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from BTrees.OOBTree import OOBTree
+from persistent import Persistent
+
+from perdure.model.resolving import deadline_of
+
+if TYPE_CHECKING:
+    from perdure.model.inbox import InboxTable
+    from perdure.model.job import Job
+
+__all__ = ["LineKey", "Place", "Stripe"]
+
+Position = tuple[int, int]
+"""When a job is due and when it was put, in microseconds; due 0 means first in line."""
+
+
+_LARGEST_SHIFT = 1000
+"""How far behind its position a job may stand, since others had the same."""
+
+
+class LineKey(NamedTuple):
+    """What the jobs of a line have in common."""
+
+    quotas: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    internal: bool = False
+    unresolved: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sorted job stands."""
+
+    stripe: Stripe
+    line: LineKey
+    position: Position
+
+
+class Stripe(Persistent):
+    """One share of a queue's waiting jobs; written by dispatchers alone."""
+
+    def __init__(self) -> None:
+        self._cursors: dict[str, int] = {}
+        self._lines: dict[LineKey, OOBTree] = {}
+        self._deadlines = OOBTree()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def lines(self) -> Iterator[tuple[LineKey, Any]]:
+        """Return the lines, none of them empty, with their keys."""
+        return iter(self._lines.items())
+
+    def unsorted(self, inboxes: InboxTable, index: int) -> Iterator[tuple[str, int, int]]:
+        """Return key, cursor and count of this stripe's inboxes that have news."""
+        for key, inbox in inboxes.items():
+            if inbox.stripe == index:
+                cursor = self._cursors.get(key, 0)
+                if inbox.entries != cursor:
+                    yield key, cursor, inbox.entries
+
+    def cursor(self, key: str) -> int:
+        """Return how many jobs of that inbox were sorted in."""
+        return self._cursors.get(key, 0)
+
+    def advance(self, key: str, entries: int) -> None:
+        """Note that the first `entries` jobs of the inbox were sorted in."""
+        self._cursors[key] = entries
+        self._p_changed = True
+
+    def forget(self, key: str) -> None:
+        """Drop the cursor of an inbox that is gone."""
+        if self._cursors.pop(key, None) is not None:
+            self._p_changed = True
+
+    def insert(self, key: LineKey, position: Position, job: Job) -> Place:
+        """Sort `job` in; where the position is taken, right behind it."""
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = OOBTree()
+            self._p_changed = True
+        due, stamp = position
+        while (due, stamp) in line:
+            stamp += 1
+        line[due, stamp] = job
+        self._length += 1
+        place = Place(self, key, (due, stamp))
+        deadline = deadline_of(job)
+        if deadline is not None and not key.internal:
+            self._deadlines[deadline, job._p_oid] = (job, key, (due, stamp))
+        return place
+
+    def remove(self, place: Place, job: Job) -> None:
+        """Take `job` out of the line that it stands in."""
+        line = self._lines[place.line]
+        del line[place.position]
+        if not line:
+            del self._lines[place.line]
+            self._p_changed = True
+        self._length -= 1
+        deadline = deadline_of(job)
+        if deadline is not None:
+            self._deadlines.pop((deadline, job._p_oid), None)
+
+    def upcoming(self, now: int) -> Iterator[int]:
+        """Return when, after `now`, a job comes due or expires: the first of each line."""
+        for line in self._lines.values():
+            try:
+                yield line.minKey((now + 1, 0))[0]
+            except ValueError:
+                continue
+        if self._deadlines:
+            yield self._deadlines.minKey()[0] + 1
+
+    def expired(self, now: int) -> tuple[Job, Place] | None:
+        """Return the job whose deadline passed first, if that of any has."""
+        if not self._deadlines:
+            return None
+        deadline, oid = self._deadlines.minKey()
+        if deadline >= now:
+            return None
+        job, line, position = self._deadlines[deadline, oid]
+        return job, Place(self, line, position)
+
+    def find(self, job: Job, position: Position) -> Place | None:
+        """Return where `job` stands, given the position that it was put with."""
+        due, stamp = position
+        for key, line in self._lines.items():
+            for at, found in line.items(position, (due, stamp + _LARGEST_SHIFT)):
+                if found is job:
+                    return Place(self, key, at)
+        return None

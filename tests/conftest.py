@@ -1,0 +1,10 @@
+"""What every test gets; the parts are in `support`."""
+
+from __future__ import annotations
+
+pytest_plugins = [
+    "support.installed",
+    "support.leftovers",
+    "support.quickness",
+    "support.spec_lines",
+]
