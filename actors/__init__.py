@@ -1,10 +1,52 @@
-"""What runs: a small tree of Pykka actors that finds due jobs and runs them."""
-
-from __future__ import annotations
+"""Perdure's actors: what runs the jobs of a database in this process."""
 
 if __name__ != "perdure.actors":
     raise ImportError(
-        f"import it as perdure.actors, not {__name__}: under two names each class would be two"
+        f"this is perdure.actors, imported as {__name__}: install the project and import it as "
+        "perdure.actors"
     )
 
-__all__: list[str] = []
+from perdure.actors.agent import AgentActor
+from perdure.actors.dispatcher import DispatcherActor
+from perdure.actors.messages import (
+    ActiveJobsAsked,
+    AgentPoll,
+    JobAsked,
+    JobReport,
+    PollDone,
+    PollNow,
+    PollsAsked,
+    QueuePoll,
+    Resize,
+    Statistics,
+    StatisticsAsked,
+    StatusAsked,
+    StatusReport,
+    SystemState,
+)
+from perdure.actors.supervisor import SupervisorActor
+from perdure.actors.system import ActorSystem, start
+from perdure.actors.worker import WorkerActor
+
+__all__ = [
+    "ActiveJobsAsked",
+    "ActorSystem",
+    "AgentActor",
+    "AgentPoll",
+    "DispatcherActor",
+    "JobAsked",
+    "JobReport",
+    "PollDone",
+    "PollNow",
+    "PollsAsked",
+    "QueuePoll",
+    "Resize",
+    "Statistics",
+    "StatisticsAsked",
+    "StatusAsked",
+    "StatusReport",
+    "SupervisorActor",
+    "SystemState",
+    "WorkerActor",
+    "start",
+]

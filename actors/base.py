@@ -105,6 +105,9 @@ class Actor(pykka.ThreadingActor):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        hidden = [n for n in vars(cls) if n[0] == "_" and n[:2] != "__" and hasattr(Actor, n)]
+        if set(hidden) - {"_handlers"}:
+            raise TypeError(f"{cls.__qualname__} hides {hidden}, which the base class needs")
         handlers: dict[type[Any], str] = {}
         for owner in reversed(cls.__mro__):
             handlers.update(_marked_handlers(owner))
@@ -116,7 +119,11 @@ class Actor(pykka.ThreadingActor):
 
         Raises what `__init__` raises, and `RuntimeError` if there can be no thread.
         """
-        return cast("Ref[Self]", super().start(*args, **kwargs))
+        ref = cast("Ref[Self]", super().start(*args, **kwargs))
+        # Whoever stops all actors of the process, as Pykka itself does where one of the
+        # application's raises what is no Exception, means the application's.
+        pykka.ActorRegistry.unregister(ref)
+        return ref
 
     def __init__(self, context: ActorContext, *, name: str | None = None) -> None:
         super().__init__()

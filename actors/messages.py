@@ -6,9 +6,365 @@ They are grouped by conversation.
 
 from __future__ import annotations
 
+import datetime
+import enum
+import uuid as uuids
 from dataclasses import dataclass
+from datetime import timedelta
 
-__all__ = ["ActorCrashed", "ActorGivenUp", "UnknownMessageTold"]
+from perdure.model.policy import (
+    CommitErrored,
+    GiveUp,
+    Interrupted,
+    JobErrored,
+    Reschedule,
+    Retry,
+)
+from perdure.model.ref import JobRef
+
+__all__ = [
+    "ActiveJobsAsked",
+    "ActorCrashed",
+    "ActorGivenUp",
+    "AgentJoined",
+    "AgentLeft",
+    "AgentPoll",
+    "AgentReady",
+    "Claimed",
+    "CommitErrored",
+    "DeactivateNow",
+    "GiveUp",
+    "Interrupted",
+    "JobAsked",
+    "JobEnded",
+    "JobErrored",
+    "JobLost",
+    "JobRan",
+    "JobReport",
+    "JobStarted",
+    "JobsRan",
+    "Outcome",
+    "PollDone",
+    "PollNow",
+    "PollReport",
+    "PollsAsked",
+    "QueuePoll",
+    "Reschedule",
+    "Resize",
+    "Retry",
+    "RunJob",
+    "RunJobs",
+    "Statistics",
+    "StatisticsAsked",
+    "StatusAsked",
+    "StatusReport",
+    "StopClaiming",
+    "StopTree",
+    "SystemState",
+    "UnknownMessageTold",
+    "Wake",
+    "WorkerLost",
+]
+
+
+# Control: an application, or the system's own hooks and timers -> the dispatcher, through
+# the supervisor where they come from outside. Each is carried out in the order in which
+# it arrives. A Wake or a PollNow that gets lost costs the time to the next poll; a
+# Resize that gets lost is seen by its asker, who gets no answer.
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Something was put into the queue with that oid."""
+
+    queue_oid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PollNow:
+    """Poll now instead of when it is time; answered when the poll is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Give an agent of this process another size; stored, and followed at once."""
+
+    queue: str
+    agent: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopClaiming:
+    """Claim nothing more; what runs goes on, and is settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeactivateNow:
+    """Deactivate this process's records: whatever still runs counts as interrupted."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopTree:
+    """Stop every actor below the supervisor, without waiting for them."""
+
+
+# Work: dispatcher -> supervisor (which agents there are), dispatcher -> agent -> worker
+# (what to run), worker -> agent -> dispatcher (what was run). The dispatcher keeps what
+# it has sent and not heard of again; what the database says an agent has, and it has not
+# sent, it sends again, and an agent ignores what it has already. So a message that gets
+# lost costs the time to the next poll.
+
+
+@dataclass(frozen=True, slots=True)
+class AgentJoined:
+    """There is an agent, of this size now."""
+
+    queue: str
+    agent: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLeft:
+    """An agent was removed, or its queue was."""
+
+    queue: str
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReady:
+    """An agent's actor is up, for the first time or again: send it what it is to run."""
+
+    queue: str
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A job, and the number of the claim that gave it to the agent."""
+
+    ref: JobRef
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunJobs:
+    """Run these, as soon as there are workers free; the claim is committed."""
+
+    claims: tuple[Claimed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunJob:
+    """Run this one now."""
+
+    claim: Claimed
+
+
+class Outcome(enum.Enum):
+    """How a worker came back from a job."""
+
+    DONE = "done"
+    """The job is completed, or waits again."""
+    REASSIGNED = "reassigned"
+    """The job was taken away meanwhile."""
+    STOPPED = "stopped"
+    """The system stops; the job is left as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRan:
+    """A worker is free again."""
+
+    worker: str
+    claim: Claimed
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker's thread is gone, with the job that it ran."""
+
+    worker: str
+    claim: Claimed
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobsRan:
+    """These were run, and are to be settled."""
+
+    queue: str
+    agent: str
+    claims: tuple[Claimed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobLost:
+    """The worker of this one is gone: it counts as interrupted."""
+
+    queue: str
+    agent: str
+    claim: Claimed
+
+
+# History: workers and the dispatcher -> the supervisor, which keeps the last of them for
+# the questions. One that gets lost is missing from the answers, and nothing else.
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted:
+    """A worker has begun with a job."""
+
+    ref: JobRef
+    call: str
+    name: str
+    queue: str
+    agent: str
+    thread: str
+    quota_names: tuple[str, ...]
+    started: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    """A worker is done with a job; `text` is the result or the traceback, maybe cut."""
+
+    ref: JobRef
+    ended: datetime.datetime
+    failed: bool
+    reassigned: bool
+    text: str
+    completed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPoll:
+    """What a poll found for one agent."""
+
+    agent: str
+    size: int
+    held: int
+    active_before: int
+    claimed: tuple[JobRef, ...]
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePoll:
+    """What a poll found for one queue."""
+
+    queue: str
+    active: bool
+    agents: tuple[AgentPoll, ...]
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class PollDone:
+    """A poll is over."""
+
+    at: datetime.datetime
+    queues: tuple[QueuePoll, ...]
+
+
+# Questions: an application -> the supervisor, which answers from memory, without the
+# database, each with a frozen report.
+
+
+@dataclass(frozen=True, slots=True)
+class StatusAsked:
+    """How is the system? Answered with a `StatusReport`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveJobsAsked:
+    """What runs now? Answered with a tuple of `JobReport`."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobAsked:
+    """What of this job? Answered with a `JobReport`, or None if it is not remembered."""
+
+    ref: JobRef
+
+
+@dataclass(frozen=True, slots=True)
+class PollsAsked:
+    """Which polls were there, newest first? Answered with a tuple of `PollReport`."""
+
+    since: datetime.datetime | None = None
+    until: datetime.datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsAsked:
+    """How many jobs in that time? Answered with `Statistics`."""
+
+    since: datetime.datetime | None = None
+    until: datetime.datetime | None = None
+
+
+class SystemState(enum.Enum):
+    """The state of a system."""
+
+    STARTING = "starting"
+    """There was no poll yet."""
+    RUNNING = "running"
+    STUCK = "stuck"
+    """The last poll is older than it should be."""
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """How the system is. `degraded` names the actors that were given up."""
+
+    state: SystemState
+    uuid: uuids.UUID
+    uptime: timedelta
+    since_last_poll: timedelta | None
+    active_jobs: int
+    degraded: tuple[str, ...]
+    crashes: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport:
+    """One job as this process knows it. Texts are cut at 10,000 characters, and say so."""
+
+    ref: JobRef
+    call: str
+    name: str
+    queue: str
+    agent: str
+    thread: str
+    quota_names: tuple[str, ...]
+    started: datetime.datetime
+    ended: datetime.datetime | None
+    completed: bool
+    failed: bool
+    reassigned: bool
+    text: str
+
+
+PollReport = PollDone
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts of jobs; `shortest` and `longest` name one of each kind, with its duration."""
+
+    started: int
+    successful: int
+    failed: int
+    unknown: int
+    shortest_successful: tuple[str, timedelta] | None
+    longest_successful: tuple[str, timedelta] | None
+    shortest_failed: tuple[str, timedelta] | None
+    longest_failed: tuple[str, timedelta] | None
 
 
 # Supervision: an actor → whoever its context reports to, the moment it happens. Nothing

@@ -7,4 +7,6 @@ if __name__ != "perdure.cli":
         f"import it as perdure.cli, not {__name__}: under two names each class would be two"
     )
 
-__all__: list[str] = []
+from perdure.cli.app import main
+
+__all__ = ["main"]

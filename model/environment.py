@@ -6,6 +6,7 @@ import threading
 import weakref
 from typing import Any, Protocol
 
+from perdure.model.announcements import Announcements
 from perdure.model.clock import Clock, SystemClock
 from perdure.model.inbox import Leases
 from perdure.model.moments import microseconds
@@ -33,6 +34,7 @@ class Environment:
         self.argument_limit_bytes = ARGUMENT_LIMIT_BYTES
         self.leases = Leases()
         self.unresolved: dict[str, str] = {}
+        self.results = Announcements()
         self._wakers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._changed = threading.Condition()

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from persistent import Persistent
+from ZODB.POSException import ConflictError
+
+from perdure.model.resolving import previous_of
 
 if TYPE_CHECKING:
     from perdure.model.job import Job
@@ -58,7 +61,7 @@ class Inbox(Persistent):
         for _ in range(self.entries - entries):
             assert job is not None
             found.append(job)
-            job = job._previous
+            job = previous_of(job)
         found.reverse()
         return found
 
@@ -66,25 +69,30 @@ class Inbox(Persistent):
         self, old: dict[str, Any], committed: dict[str, Any], mine: dict[str, Any]
     ) -> dict[str, Any]:
         """Let a put win over the mark that this inbox is to be retired."""
-        from ZODB.POSException import ConflictError
-
-        def without_mark(state: dict[str, Any]) -> dict[str, Any]:
-            return {key: value for key, value in state.items() if key != "retiring"}
-
         if committed.get("gone") or mine.get("gone"):
             raise ConflictError("this inbox was retired")
-        if without_mark(committed) == without_mark(old):
-            return without_mark(mine)
-        if without_mark(mine) == without_mark(old):
-            return without_mark(committed)
-        raise ConflictError("two producers have put into one inbox")
+        # The states hold references, which cannot be compared; the counts tell as much.
+        before, there, here = (state.get("entries", 0) for state in (old, committed, mine))
+        if there != before and here != before:
+            raise ConflictError("two producers have put into one inbox")
+        winner = committed if there != before else mine
+        return {key: value for key, value in winner.items() if key != "retiring"}
 
 
 class InboxTable(Persistent):
     """The inboxes of a queue, by key; producers that add one at once do not conflict."""
 
+    closed: bool = False
+    """Set when its queue is removed, so that a put that meets with it conflicts."""
+
     def __init__(self) -> None:
         self._inboxes: dict[str, Inbox] = {}
+
+    def close(self) -> None:
+        """Let every put that this transaction does not see fail at its commit."""
+        self.closed = True
+        for inbox in self._inboxes.values():
+            inbox.gone = True
 
     def get(self, key: str) -> Inbox | None:
         """Return the inbox of that key, or None."""
@@ -114,6 +122,8 @@ class InboxTable(Persistent):
         self, old: dict[str, Any], committed: dict[str, Any], mine: dict[str, Any]
     ) -> dict[str, Any]:
         """Apply both sides' additions and removals; their keys are never the same."""
+        if committed.get("closed") or mine.get("closed"):
+            raise ConflictError("the queue of these inboxes was removed")
         before, there, here = old["_inboxes"], committed["_inboxes"], mine["_inboxes"]
         merged = {key: value for key, value in there.items() if key in here or key not in before}
         merged |= {key: value for key, value in here.items() if key not in before}
@@ -124,7 +134,7 @@ class InboxTable(Persistent):
 class _Lease:
     transaction: Any
     number: int
-    entries: int | None = None
+    entries: int = 0
 
 
 class Leases:
@@ -147,23 +157,27 @@ class Leases:
         self._made: dict[bytes, int] = {}
         self._free: dict[bytes, deque[int]] = {}
         self._leases: dict[tuple[int, bytes], _Lease] = {}
-        self._entries: dict[tuple[bytes, int], int | None] = {}
+        self._entries: dict[tuple[bytes, int], int] = {}
         self._used: dict[tuple[bytes, int], int] = {}
 
     def add(self, queue: Queue, job: Job) -> None:
         """Put `job` into the inbox of the current transaction for `queue`."""
-        number = self._number(queue)
-        self._used[queue._p_oid, number] = self._used.get((queue._p_oid, number), 0) + 1
+        lease = self._lease(queue)
+        number = lease.number
+        with self._lock:
+            self._used[queue._p_oid, number] = self._used.get((queue._p_oid, number), 0) + 1
         inbox = queue.inboxes.get(self._key(number))
         if inbox is None:
             inbox = Inbox((self._offset + number) % queue.stripe_count)
             queue.inboxes.add(self._key(number), inbox)
         inbox.add(job)
+        # A put by somebody's own hook comes after that of `_before_commit`.
+        lease.entries = inbox.entries
 
     def _key(self, number: int) -> str:
         return f"{self._token}-{number}"
 
-    def _number(self, queue: Queue) -> int:
+    def _lease(self, queue: Queue) -> _Lease:
         jar, oid = queue._p_jar, queue._p_oid
         transaction = jar.transaction_manager.get()
         with self._lock:
@@ -171,18 +185,17 @@ class Leases:
                 self._start()
             lease = self._leases.get((id(jar), oid))
             if lease is not None and lease.transaction is transaction:
-                return lease.number
-        number = self._take(queue, oid)
-        lease = _Lease(transaction, number)
+                return lease
+        lease = _Lease(transaction, self._take(queue, oid))
         with self._lock:
             self._leases[id(jar), oid] = lease
         transaction.addBeforeCommitHook(self._before_commit, args=(queue, lease))
         transaction.addAfterCommitHook(self._ended, args=(id(jar), oid, lease))
-        transaction.addAfterAbortHook(self._ended, args=(None, id(jar), oid, lease))
-        return number
+        transaction.addAfterAbortHook(self._ended, args=(False, id(jar), oid, lease))
+        return lease
 
     def _take(self, queue: Queue, oid: bytes) -> int:
-        """Return the number of a free inbox that is in this transaction's view as it is."""
+        """Return the number of a free inbox that this transaction sees as last written."""
         stale: list[int] = []
         try:
             while True:
@@ -197,7 +210,8 @@ class Leases:
                     written = self._entries.get((oid, number), 0)
                 inbox = queue.inboxes.get(self._key(number))
                 entries = 0 if inbox is None else inbox.entries
-                if written is None or entries == written:
+                # More than we know of, after a commit that raised and took place.
+                if entries >= written:
                     return number
                 if inbox is not None:
                     stale.append(number)
@@ -206,18 +220,19 @@ class Leases:
                 self._free[oid].extend(stale)
 
     def _before_commit(self, queue: Queue, lease: _Lease) -> None:
+        """Note what is to be committed, less than was put where a savepoint was rolled back."""
         inbox = queue.inboxes.get(self._key(lease.number))
         lease.entries = 0 if inbox is None else inbox.entries
 
-    def _ended(self, committed: bool | None, jar_id: int, oid: bytes, lease: _Lease) -> None:
-        """Give the inbox back; what a commit that failed has written is not known."""
+    def _ended(self, committed: bool, jar_id: int, oid: bytes, lease: _Lease) -> None:
+        """Give the inbox back."""
         with self._lock:
             if self._leases.get((jar_id, oid)) is not lease:
                 return
             del self._leases[jar_id, oid]
             number = lease.number
-            if committed is not None:
-                self._entries[oid, number] = lease.entries if committed else None
+            if committed:
+                self._entries[oid, number] = lease.entries
             if self._used.get((oid, number), 0) >= ROTATE_AFTER:
                 self._used[oid, number] = 0
                 self._free[oid].append(number)

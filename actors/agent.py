@@ -1,0 +1,134 @@
+"""Agents: keep the workers of one queue busy."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from perdure.actors.base import Actor, handles
+from perdure.actors.context import Context, agent_role
+from perdure.actors.messages import (
+    AgentJoined,
+    AgentReady,
+    Claimed,
+    JobLost,
+    JobRan,
+    JobsRan,
+    Outcome,
+    RunJob,
+    RunJobs,
+    WorkerLost,
+)
+from perdure.actors.worker import WorkerActor
+from perdure.model.logs import events, fields
+
+__all__ = ["AgentActor"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """Tell the dispatcher what was run: told to itself, behind what came in first."""
+
+
+class AgentActor(Actor):
+    """Has as many workers as its agent's size says, and knows what each is doing."""
+
+    def __init__(self, context: Context, queue: str, agent: str, size: int) -> None:
+        super().__init__(context, name=agent_role(queue, agent))
+        self._context = context
+        self._queue = queue
+        self._agent = agent
+        self._size = size
+        self._number = 0
+        self._workers: dict[str, Any] = {}
+        self._idle: deque[str] = deque()
+        self._busy: dict[str, Claimed] = {}
+        self._waiting: deque[Claimed] = deque()
+        self._ran: list[Claimed] = []
+        self._report_is_due = False
+
+    def on_start(self) -> None:
+        """Make the workers that there are too few of."""
+        self._report_is_due = False
+        self._fit()
+        if self._ran:
+            self._report_soon()
+        directory = self._context.directory
+        directory.set(self.name, self.actor_ref)
+        directory.tell("dispatcher", AgentReady(self._queue, self._agent))
+
+    def on_stop(self) -> None:
+        """Let every worker end, after the job that it runs."""
+        for ref in self._workers.values():
+            ref.stop(block=False)
+
+    @handles(AgentJoined)
+    def _resize(self, message: AgentJoined) -> None:
+        self._size = message.size
+        self._fit()
+
+    def _fit(self) -> None:
+        while len(self._workers) < self._size:
+            self._number += 1
+            worker = WorkerActor.start(
+                self._context, self._queue, self._agent, self._number
+            )
+            name = f"worker {self._number} of {self.name}"
+            self._workers[name] = worker
+            self._context.directory.started(worker)
+            self._idle.append(name)
+        while len(self._workers) > self._size and self._idle:
+            name = self._idle.pop()
+            self._workers.pop(name).stop(block=False)
+        self._hand_out()
+
+    @handles(RunJobs)
+    def _take(self, message: RunJobs) -> None:
+        known = {*self._waiting, *self._busy.values(), *self._ran}
+        self._waiting += [claim for claim in message.claims if claim not in known]
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._idle:
+            claim = self._waiting.popleft()
+            name = self._idle.popleft()
+            self._busy[name] = claim
+            self._workers[name].tell(RunJob(claim))
+
+    @handles(JobRan)
+    def _free(self, message: JobRan) -> None:
+        claim = self._busy.pop(message.worker, None)
+        if claim is None:
+            return
+        self._idle.append(message.worker)
+        # One that was left because the system stops is not to be settled, nor run again.
+        if message.outcome is not Outcome.STOPPED:
+            self._ran.append(claim)
+            self._report_soon()
+        self._fit()
+
+    @handles(WorkerLost)
+    def _replace(self, message: WorkerLost) -> None:
+        claim = self._busy.pop(message.worker, None)
+        self._workers.pop(message.worker, None)
+        if claim is None:
+            return
+        events.error(
+            "%s: job %s is interrupted, a new worker is made", self.name, claim.ref,
+            extra=fields(queue=self._queue, agent=self._agent),
+        )  # fmt: skip
+        self._context.directory.tell("dispatcher", JobLost(self._queue, self._agent, claim))
+        self._fit()
+
+    def _report_soon(self) -> None:
+        if not self._report_is_due:
+            self._report_is_due = True
+            self.actor_ref.tell(_Report())
+
+    @handles(_Report)
+    def _report_ran(self, message: _Report) -> None:
+        self._report_is_due = False
+        ran, self._ran = tuple(self._ran), []
+        if ran:
+            self._context.directory.tell("dispatcher", JobsRan(self._queue, self._agent, ran))

@@ -1,0 +1,138 @@
+"""What the actors of one system share: handed to each when it is made."""
+
+from __future__ import annotations
+
+import threading
+import uuid as uuids
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from perdure.actors.execution import Execution, wait_for
+from perdure.model.announcements import Announcements
+from perdure.model.clock import Clock, StopSignal
+from perdure.model.environment import Environment
+from perdure.model.incarnation import Incarnation
+from perdure.model.lane import Lane
+
+__all__ = ["Activity", "Context", "Directory", "Settings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a system works; see `perdure.actors.start` for the meanings."""
+
+    queues: Mapping[str, int] | None
+    poll_interval: timedelta
+    ping_interval: timedelta
+    ping_death_interval: timedelta
+    agent_size: int = 3
+
+
+class Directory:
+    """Where the actors of a system are. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._refs: dict[str, Any] = {}
+        self._started: list[Any] = []
+
+    def started(self, ref: Any) -> None:
+        """Note an actor that was started, for whoever waits for its end."""
+        with self._lock:
+            self._started = [other for other in self._started if other.is_alive()] + [ref]
+
+    def all_started(self) -> list[Any]:
+        """Return the actors that were started and may still run."""
+        with self._lock:
+            return list(self._started)
+
+    def set(self, role: str, ref: Any) -> None:
+        """Let messages for `role` go to `ref`; None: to nobody."""
+        with self._lock:
+            self._refs[role] = ref
+
+    def get(self, role: str) -> Any:
+        """Return the reference for `role`, or None."""
+        with self._lock:
+            return self._refs.get(role)
+
+    def tell(self, role: str, message: object) -> None:
+        """Send a message; it is dropped where there is nobody. Never raises."""
+        with self._lock:
+            ref = self._refs.get(role)
+        if ref is not None:
+            ref.tell(message)
+
+
+class Activity:
+    """How many jobs are being run; safe to use from any thread."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._condition = threading.Condition()
+        self._count = 0
+        self._given_up = False
+
+    def begin(self) -> None:
+        """Count one more."""
+        with self._condition:
+            self._count += 1
+
+    def end(self) -> None:
+        """Count one less."""
+        with self._condition:
+            self._count -= 1
+            self._condition.notify_all()
+
+    @property
+    def count(self) -> int:
+        """How many there are now."""
+        with self._condition:
+            return self._count
+
+    def give_up_waiting(self) -> None:
+        """End the wait for the jobs that are being run, now and later."""
+        with self._condition:
+            self._given_up = True
+            self._condition.notify_all()
+
+    def wait_until_none(self, timeout: timedelta) -> bool:
+        """Wait until there is none; False if there still is one after `timeout`."""
+        with self._condition:
+            wait_for(
+                self._clock,
+                self._condition,
+                lambda: not self._count or self._given_up,
+                timeout.total_seconds(),
+            )
+            return not self._count
+
+
+@dataclass(frozen=True)
+class Context:
+    """One system's clock, way of executing, database and identity."""
+
+    clock: Clock
+    execution: Execution
+    database: Any
+    environment: Environment
+    uuid: uuids.UUID
+    token: str
+    incarnation: Incarnation | None
+    settings: Settings
+    stop: StopSignal
+    lane: Lane
+    activity: Activity
+    results: Announcements
+    directory: Directory = field(default_factory=Directory)
+
+    def report(self, message: object, /) -> None:
+        """Tell the supervisor, if there still is one."""
+        self.directory.tell("supervisor", message)
+
+
+def agent_role(queue: str, agent: str) -> str:
+    """Return the name under which an agent's actor is in the directory."""
+    return f"agent {agent!r} of queue {queue!r}"

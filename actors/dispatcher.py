@@ -1,0 +1,496 @@
+"""The dispatcher: the only one in its process that writes a queue's bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import transaction
+
+from perdure.actors.base import Actor, handles
+from perdure.actors.context import Context, agent_role
+from perdure.actors.messages import (
+    AgentJoined,
+    AgentLeft,
+    AgentPoll,
+    AgentReady,
+    Claimed,
+    DeactivateNow,
+    JobLost,
+    JobsRan,
+    PollDone,
+    PollNow,
+    QueuePoll,
+    Resize,
+    RunJobs,
+    StopClaiming,
+    Wake,
+)
+from perdure.model.agent import Agent
+from perdure.model.dispatchers import DispatcherRecord
+from perdure.model.errors import UnknownSettingError
+from perdure.model.failure import Failure
+from perdure.model.logs import events, fields, trace
+from perdure.model.queue import Queue
+from perdure.model.queues import find_queues
+from perdure.model.ref import JobRef, find_job
+from perdure.model.retrying import try_five_times
+
+__all__ = ["DispatcherActor"]
+
+T = TypeVar("T")
+
+DISCONNECTED_PAUSE = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Poll:
+    """It is time to poll."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Settle and claim: told by the dispatcher to itself, behind what it has to take in first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """A held job of these queues comes due now."""
+
+    queues: tuple[str, ...]
+
+
+@dataclass
+class _AgentState:
+    """What this process knows of one of its agents."""
+
+    size: int
+    ready: bool = False
+    """Whether its actor is up; before, nothing is claimed for it."""
+    sent: set[Claimed] = field(default_factory=set)
+    ran: list[Claimed] = field(default_factory=list)
+    lost: list[Claimed] = field(default_factory=list)
+
+
+@dataclass
+class _QueueState:
+    """What this process knows of one queue."""
+
+    agents: dict[str, _AgentState] = field(default_factory=dict)
+    oid: bytes = b""
+    ours: bool = False
+    """Whether the record in the database says that this start of the process works for it."""
+    polled: tuple[AgentPoll, ...] = ()
+
+
+class DispatcherActor(Actor):
+    """Registers the process, looks after its sibling, claims, and settles.
+
+    Messages are taken in first and worked off together: the more there is to do, the
+    fewer commits a job costs.
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context, name="dispatcher")
+        self._context = context
+        self._queues: dict[str, _QueueState] = {}
+        self._claiming = True
+        self._last_poll: tuple[QueuePoll, ...] | None = None
+        self._manager = transaction.TransactionManager()
+        self._connection: Any = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._dirty: set[str] = set()
+        self._work_is_due = False
+        self._due_timer: Any = None
+
+    # The life of the actor.
+
+    def on_start(self) -> None:
+        """Open the connection, and poll for the first time."""
+        self._begin_anew()
+        self._context.directory.set("dispatcher", self.actor_ref)
+        self._connection = self._context.database.open(transaction_manager=self._manager)
+        self._poll_and_go_on()
+
+    def on_crash(self, error: BaseException) -> None:
+        """Let go of the connection, whatever state it is in."""
+        self._close()
+
+    def on_stop(self) -> None:
+        """Let go of the connection."""
+        self._close()
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._manager.abort()
+            connection.close()
+
+    # Taking in.
+
+    @handles(Wake)
+    def _woken(self, message: Wake) -> None:
+        for name, state in self._queues.items():
+            if state.oid == message.queue_oid:
+                self._work_soon(name)
+
+    @handles(AgentReady)
+    def _agent_ready(self, message: AgentReady) -> None:
+        state = self._agent_state(message.queue, message.agent)
+        if state is not None:
+            state.ready = True
+            state.sent.clear()
+            self._work_soon(message.queue)
+
+    @handles(JobsRan)
+    def _ran(self, message: JobsRan) -> None:
+        state = self._agent_state(message.queue, message.agent)
+        if state is not None:
+            state.ran += message.claims
+            self._work_soon(message.queue)
+
+    @handles(JobLost)
+    def _lost(self, message: JobLost) -> None:
+        state = self._agent_state(message.queue, message.agent)
+        if state is not None:
+            state.lost.append(message.claim)
+            self._work_soon(message.queue)
+
+    @handles(StopClaiming)
+    def _stop_claiming(self, message: StopClaiming) -> None:
+        self._claiming = False
+
+    @handles(Resize)
+    def _resize(self, message: Resize) -> None:
+        def resize() -> None:
+            agent = self._record(message.queue)[message.agent]
+            agent.size = message.size
+
+        if message.queue not in self._queues:
+            raise UnknownSettingError(
+                f"this system works for the queues {sorted(self._queues)}, not {message.queue!r}"
+            )
+        self._commit(resize)
+        self._poll()
+
+    @handles(PollNow)
+    def _poll_now(self, message: PollNow) -> None:
+        self._poll()
+
+    @handles(_Poll)
+    def _poll_in_time(self, message: _Poll) -> None:
+        self._poll_and_go_on()
+
+    @handles(DeactivateNow)
+    def _deactivate(self, message: DeactivateNow) -> None:
+        self._claiming = False
+        for name, state in self._queues.items():
+            if state.ours:
+                self._commit(lambda name=name: self._deactivate_own(name))
+                state.ours = False
+
+    def _deactivate_own(self, name: str) -> None:
+        record = self._record(name)
+        for agent in record.agents():
+            agent.settle_all()
+        if self._is_ours(record):
+            record.deactivate()
+
+    def _agent_state(self, queue: str, agent: str) -> _AgentState | None:
+        state = self._queues.get(queue)
+        return None if state is None else state.agents.get(agent)
+
+    # Working off.
+
+    def _work_soon(self, name: str) -> None:
+        self._dirty.add(name)
+        if not self._work_is_due:
+            self._work_is_due = True
+            self.actor_ref.tell(_Work())
+
+    @handles(_Due)
+    def _come_due(self, message: _Due) -> None:
+        for name in message.queues:
+            self._work_soon(name)
+
+    @handles(_Work)
+    def _work(self, message: _Work) -> None:
+        self._work_is_due = False
+        dirty, self._dirty = sorted(self._dirty), set()
+        for name in dirty:
+            if self._queues[name].ours:
+                self._work_queue(name)
+        self._wake_when_due()
+
+    def _work_queue(self, name: str) -> None:
+        """Settle and claim for one queue, in one commit; then send what was claimed."""
+        state = self._queues[name]
+        failed: dict[str, Failure] = {}
+        while True:
+            done = {agent: (list(s.ran), list(s.lost)) for agent, s in state.agents.items()}
+            raised: list[tuple[str, Failure]] = []
+
+            def work(
+                done: dict[str, tuple[list[Claimed], list[Claimed]]] = done,
+                raised: list[tuple[str, Failure]] = raised,
+            ) -> dict[str, tuple[list[Claimed], AgentPoll]]:
+                raised.clear()
+                return self._work_agents(name, done, failed, raised)
+
+            worked = self._commit(work)
+            if worked is not None:
+                break
+            if not raised:
+                # The database, not an agent: tried again at the latest with the next poll.
+                self._retry_later(name)
+                return
+            failed.update(raised)
+        for agent_name, (claims, _) in worked.items():
+            agent_state = state.agents[agent_name]
+            ran, lost = done[agent_name]
+            agent_state.ran = [claim for claim in agent_state.ran if claim not in ran]
+            agent_state.lost = [claim for claim in agent_state.lost if claim not in lost]
+            if not agent_state.ready:
+                continue
+            new = tuple(claim for claim in claims if claim not in agent_state.sent)
+            agent_state.sent = set(claims)
+            if new:
+                self._context.directory.tell(agent_role(name, agent_name), RunJobs(new))
+        state.polled = tuple(poll for _, poll in worked.values())
+
+    def _work_agents(
+        self,
+        name: str,
+        done: dict[str, tuple[list[Claimed], list[Claimed]]],
+        failed: dict[str, Failure],
+        raised: list[tuple[str, Failure]],
+    ) -> dict[str, tuple[list[Claimed], AgentPoll]]:
+        record = self._record(name)
+        if not self._is_ours(record):
+            self._queues[name].ours = False
+            return {}
+        worked = {}
+        for agent_name, (ran, lost) in done.items():
+            agent = record.get(agent_name)
+            if agent is None:
+                continue
+            before = len(agent)
+            for claim in lost:
+                agent.interrupt(find_job(self._connection, claim.ref))
+            for claim in ran:
+                agent.settle(claim.ref, claim.number)
+            claimed = self._claim(agent, failed, raised)
+            failure = failed.get(agent_name)
+            if str(failure) != str(agent.failure):
+                agent.failure = failure
+            worked[agent_name] = (
+                [Claimed(*held) for held in agent.claims()],
+                AgentPoll(
+                    agent=agent_name,
+                    size=agent.size,
+                    held=len(agent),
+                    active_before=before,
+                    claimed=tuple(claimed),
+                    error="" if failure is None else str(failure),
+                ),
+            )
+        return worked
+
+    def _claim(
+        self, agent: Agent, failed: dict[str, Failure], raised: list[tuple[str, Failure]]
+    ) -> list[JobRef]:
+        claimed: list[JobRef] = []
+        state = self._agent_state(agent.queue.name, agent.name)
+        if not self._claiming or agent.name in failed or state is None or not state.ready:
+            return claimed
+        while True:
+            try:
+                job = agent.claim_job()
+            except transaction.interfaces.TransientError:
+                raise
+            # A filter or a chooser is the application's code, which may raise anything.
+            except Exception as error:
+                raised.append((agent.name, Failure(error)))
+                raise
+            if job is None:
+                return claimed
+            claimed.append(job.ref)
+
+    def _retry_later(self, name: str) -> None:
+        self._dirty.add(name)
+        self._work_is_due = True
+        self.tell_later(_Work(), DISCONNECTED_PAUSE)
+
+    def _wake_when_due(self) -> None:
+        """Work again when the next held job comes due, rather than at the next poll."""
+        if self._due_timer is not None:
+            self.cancel_later(self._due_timer)
+            self._due_timer = None
+        dues = self._commit(
+            lambda: {
+                name: find_queues(self._connection)[name].next_due()
+                for name, state in self._queues.items()
+                if state.ours
+            }
+        )
+        moments = {name: due for name, due in (dues or {}).items() if due is not None}
+        if moments:
+            soonest = min(moments.values())
+            delay = max(timedelta(0), soonest - self._clock.now())
+            if delay < self._context.settings.poll_interval:
+                self._due_timer = self.tell_later(
+                    _Due(tuple(name for name, due in moments.items() if due == soonest)), delay
+                )
+
+    # Polling.
+
+    def _poll_and_go_on(self) -> None:
+        self._poll()
+        self.tell_later(_Poll(), self._context.settings.poll_interval)
+
+    def _poll(self) -> None:
+        """Do what is done at each poll, queue by queue."""
+        names = self._commit(self._names_to_serve)
+        if names is None:
+            return
+        for name in set(self._queues) - set(names):
+            for agent in self._queues.pop(name).agents:
+                self._context.report(AgentLeft(name, agent))
+        reports = []
+        for name in names:
+            state = self._queues.setdefault(name, _QueueState())
+            error = self._join_queue(name, state)
+            if state.ours:
+                self._join_agents(name, state)
+                self._look_after(name)
+                state.polled = ()
+                self._work_queue(name)
+            reports.append(QueuePoll(name, state.ours, state.polled, error))
+        self._wake_when_due()
+        poll = tuple(reports)
+        if poll != self._last_poll:
+            trace.debug("poll: %s", poll, extra=fields(dispatcher=str(self._context.uuid)))
+            self._last_poll = poll
+        self._context.report(PollDone(self._clock.now(), poll))
+
+    def _names_to_serve(self) -> list[str]:
+        wanted = self._context.settings.queues
+        there = list(find_queues(self._connection))
+        return there if wanted is None else [name for name in there if name in wanted]
+
+    def _join_queue(self, name: str, state: _QueueState) -> str:
+        """Make sure that the record says that we work; return what keeps it from that."""
+        was_ours = state.ours
+
+        def join() -> tuple[bytes, str]:
+            queue = find_queues(self._connection)[name]
+            record = queue.dispatchers.get(self._context.uuid)
+            if record is None:
+                record = queue.dispatchers.register(self._context.uuid)
+            return queue._p_oid, self._activate(record, was_ours)
+
+        joined = self._commit(join)
+        if joined is None:
+            return "the database did not answer"
+        state.oid, error = joined
+        state.ours = not error
+        if state.ours and not was_ours:
+            for agent in state.agents.values():
+                # What a former activation was sent is not ours any more.
+                agent.sent.clear()
+        return error
+
+    def _activate(self, record: DispatcherRecord, was_ours: bool) -> str:
+        context = self._context
+        if self._is_ours(record):
+            return ""
+        extra = fields(queue=record.queue.name, dispatcher=str(context.uuid))
+        if record.active:
+            if not record.ended(context.incarnation):
+                text = f"{record!r} is active since {record.activated}, and its process may live"
+                events.error("%s: left alone until the next poll", text, extra=extra)
+                return text
+            record.deactivate()
+        if was_ours:
+            events.critical(
+                "%r was taken for dead, and is not: it works again, and what was taken from "
+                "it is left to others", record, extra=extra,
+            )  # fmt: skip
+        settings = context.settings
+        if record.ping_interval != settings.ping_interval:
+            record.ping_interval = settings.ping_interval
+        if record.ping_death_interval != settings.ping_death_interval:
+            record.ping_death_interval = settings.ping_death_interval
+        record.activate(context.token, context.incarnation)
+        size = settings.agent_size
+        if settings.queues is not None:
+            size = settings.queues.get(record.queue.name, size)
+        if not len(record):
+            record.add_agent("main", size=size)
+        elif settings.queues is not None and "main" in record:
+            record["main"].size = size
+        return ""
+
+    def _join_agents(self, name: str, state: _QueueState) -> None:
+        sizes = self._commit(
+            lambda: {agent.name: agent.size for agent in self._record(name).agents()}
+        )
+        if sizes is None:
+            return
+        for agent in set(state.agents) - set(sizes):
+            del state.agents[agent]
+            self._context.report(AgentLeft(name, agent))
+        for agent, size in sizes.items():
+            known = state.agents.get(agent)
+            if known is None:
+                state.agents[agent] = _AgentState(size)
+            if known is None or known.size != size:
+                state.agents[agent].size = size
+                self._context.report(AgentJoined(name, agent, size))
+
+    def _look_after(self, name: str) -> None:
+        """Bury the next sibling if it is dead, and drop what is out of date."""
+
+        def look() -> None:
+            queue: Queue = find_queues(self._connection)[name]
+            sibling = queue.dispatchers.next_active_sibling(self._context.uuid)
+            if sibling is not None and sibling.ended(self._context.incarnation):
+                events.warning(
+                    "%r is dead: its jobs are seen to", sibling,
+                    extra=fields(queue=name, dispatcher=str(self._context.uuid)),
+                )  # fmt: skip
+                sibling.deactivate()
+            now = self._clock.now()
+            queue.dispatchers.forget_old(now)
+            queue.sweep_inboxes()
+            for record in queue.dispatchers.records():
+                for agent in record.agents():
+                    agent.forget(now)
+
+        self._commit(look)
+
+    # The database.
+
+    def _record(self, name: str) -> DispatcherRecord:
+        return find_queues(self._connection)[name].dispatchers[self._context.uuid]
+
+    def _is_ours(self, record: DispatcherRecord) -> bool:
+        return record.active and record.token == self._context.token
+
+    def _commit(self, call: Callable[[], T]) -> T | None:
+        """Call in a transaction and commit, five times at most; None where it failed."""
+        results: list[T] = []
+
+        def keep() -> None:
+            results.clear()
+            results.append(call())
+
+        outcome = try_five_times(keep, "a dispatcher's transaction", self._manager)
+        if isinstance(outcome, Failure):
+            return None
+        return results[0]
+

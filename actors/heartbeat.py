@@ -1,0 +1,64 @@
+"""The heartbeat: gives the sign of life, whatever the dispatcher is busy with.
+
+Users' filters, choosers and imports run in the dispatcher's thread and may take long;
+what is alive must not look dead meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import transaction
+
+from perdure.actors.base import Actor, handles
+from perdure.actors.context import Context
+from perdure.model.queues import find_queues
+from perdure.model.retrying import try_five_times
+
+__all__ = ["HeartbeatActor"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Beat:
+    """It is time for a sign of life."""
+
+
+class HeartbeatActor(Actor):
+    """Writes `last_ping` of this process's records when it is time."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context, name="heartbeat")
+        self._context = context
+        self._manager = transaction.TransactionManager()
+        self._connection: Any = None
+
+    def on_start(self) -> None:
+        """Open the connection, and wait for the first beat."""
+        self._connection = self._context.database.open(transaction_manager=self._manager)
+        self.tell_later(_Beat(), self._context.settings.poll_interval)
+
+    def on_crash(self, error: BaseException) -> None:
+        """Let go of the connection."""
+        self._close()
+
+    def on_stop(self) -> None:
+        """Let go of the connection."""
+        self._close()
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._manager.abort()
+            connection.close()
+
+    @handles(_Beat)
+    def _beat(self, message: _Beat) -> None:
+        try_five_times(self._ping, "giving a sign of life", self._manager)
+        self.tell_later(_Beat(), self._context.settings.poll_interval)
+
+    def _ping(self) -> None:
+        for queue in find_queues(self._connection).values():
+            record = queue.dispatchers.get(self._context.uuid)
+            if record is not None and record.active and record.token == self._context.token:
+                record.ping()

@@ -1,0 +1,119 @@
+"""What a system remembers of its polls and jobs, for the questions; bounded."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections import OrderedDict, deque
+from datetime import timedelta
+
+from perdure.actors.messages import JobEnded, JobReport, JobStarted, PollDone, Statistics
+from perdure.model.ref import JobRef
+
+__all__ = ["History"]
+
+POLLS_KEPT = 400
+JOBS_KEPT = 200
+
+
+class History:
+    """The last 400 polls and 200 jobs, and what runs now."""
+
+    def __init__(self) -> None:
+        self._polls: deque[PollDone] = deque(maxlen=POLLS_KEPT)
+        self._active: dict[JobRef, JobReport] = {}
+        self._done: OrderedDict[JobRef, JobReport] = OrderedDict()
+
+    def polled(self, poll: PollDone) -> None:
+        """Remember a poll."""
+        self._polls.appendleft(poll)
+
+    def started(self, message: JobStarted) -> None:
+        """Remember that a job runs."""
+        self._active[message.ref] = JobReport(
+            ref=message.ref,
+            call=message.call,
+            name=message.name,
+            queue=message.queue,
+            agent=message.agent,
+            thread=message.thread,
+            quota_names=message.quota_names,
+            started=message.started,
+            ended=None,
+            completed=False,
+            failed=False,
+            reassigned=False,
+            text="",
+        )
+
+    def ended(self, message: JobEnded) -> None:
+        """Remember how a job came back."""
+        report = self._active.pop(message.ref, None)
+        if report is None:
+            return
+        self._done[message.ref] = dataclasses.replace(
+            report,
+            ended=message.ended,
+            completed=message.completed,
+            failed=message.failed,
+            reassigned=message.reassigned,
+            text=message.text,
+        )
+        self._done.move_to_end(message.ref)
+        while len(self._done) > JOBS_KEPT:
+            self._done.popitem(last=False)
+
+    @property
+    def last_poll(self) -> datetime.datetime | None:
+        """When the last poll was."""
+        return self._polls[0].at if self._polls else None
+
+    def active(self) -> tuple[JobReport, ...]:
+        """Return what runs now, the longest first."""
+        return tuple(self._active.values())
+
+    def job(self, ref: JobRef) -> JobReport | None:
+        """Return what is remembered of a job, or None."""
+        return self._active.get(ref) or self._done.get(ref)
+
+    def polls(
+        self, since: datetime.datetime | None, until: datetime.datetime | None
+    ) -> tuple[PollDone, ...]:
+        """Return the polls from `since` to before `until`, newest first."""
+        return tuple(poll for poll in self._polls if _within(poll.at, since, until))
+
+    def statistics(
+        self, since: datetime.datetime | None, until: datetime.datetime | None
+    ) -> Statistics:
+        """Count the remembered jobs that began in that time."""
+        jobs = [
+            job
+            for job in (*self._done.values(), *self._active.values())
+            if _within(job.started, since, until)
+        ]
+        successful = [job for job in jobs if job.completed and not job.failed]
+        failed = [job for job in jobs if job.completed and job.failed]
+        return Statistics(
+            started=len(jobs),
+            successful=len(successful),
+            failed=len(failed),
+            unknown=len(jobs) - len(successful) - len(failed),
+            shortest_successful=_extreme(successful, longest=False),
+            longest_successful=_extreme(successful, longest=True),
+            shortest_failed=_extreme(failed, longest=False),
+            longest_failed=_extreme(failed, longest=True),
+        )
+
+
+def _within(
+    at: datetime.datetime, since: datetime.datetime | None, until: datetime.datetime | None
+) -> bool:
+    return (since is None or at >= since) and (until is None or at < until)
+
+
+def _extreme(jobs: list[JobReport], *, longest: bool) -> tuple[str, timedelta] | None:
+    ended = [(job.ended - job.started, job.name) for job in jobs if job.ended is not None]
+    if not ended:
+        return None
+    duration, name = max(ended) if longest else min(ended)
+    return name, duration

@@ -1,0 +1,72 @@
+"""Opening the database that a system is started with."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from typing import Any
+
+import ZODB
+import zc.lockfile
+import zodburi
+
+from perdure.model.errors import DatabaseLockedError, UnknownSettingError
+
+__all__ = ["database_file", "open_database"]
+
+BLOBS_SUFFIX = ".blobs"
+
+
+def open_database(uri: str) -> Any:
+    """Open the database that a URI names: ``file://``, ``zeo://``, ``memory://`` and so on.
+
+    A file has its blobs in the folder of the same name with ``.blobs`` behind it, unless
+    the URI says otherwise. Raises `UnknownSettingError` for what is no such URI, and
+    `DatabaseLockedError` where another process has the file open.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator or not rest and scheme != "memory":
+        raise UnknownSettingError(
+            f"{uri!r} names no database: give a URI such as file:///path/to/app.fs, "
+            "zeo://localhost:8100 or memory://, or an open ZODB.DB"
+        )
+    if scheme == "file":
+        uri = _with_blobs(uri)
+    try:
+        factory, options = zodburi.resolve_uri(uri)
+    except (KeyError, ValueError) as error:
+        raise UnknownSettingError(f"{uri!r} names no database: {error}") from error
+    try:
+        return ZODB.DB(factory(), **options)
+    except zc.lockfile.LockError as error:
+        raise DatabaseLockedError(
+            f"the database {uri} is open in another process: stop that one, or start a ZEO "
+            "server for the file and use its zeo:// URI"
+        ) from error
+    except FileNotFoundError as error:
+        raise UnknownSettingError(
+            f"the database {uri} cannot be opened: {error.filename} does not exist"
+        ) from error
+
+
+def _with_blobs(uri: str) -> str:
+    address, _, query = uri.partition("?")
+    if "blobstorage_dir" in urllib.parse.parse_qs(query):
+        return uri
+    path = urllib.parse.unquote(urllib.parse.urlsplit(address).path)
+    query = (query + "&" if query else "") + urllib.parse.urlencode(
+        {"blobstorage_dir": os.path.abspath(path) + BLOBS_SUFFIX}
+    )
+    return f"{address}?{query}"
+
+
+def database_file(database: Any) -> str | None:
+    """Return the path of the database's file, or None where it is not in one."""
+    name = str(database.storage.getName())
+    return os.path.abspath(name) if os.path.isfile(name) else None
+
+
+def is_in_memory(database: Any) -> bool:
+    """Tell whether the database is gone with this process, so that nobody shares it."""
+    kind = type(database.storage)
+    return kind.__module__ in ("ZODB.MappingStorage", "ZODB.DemoStorage")

@@ -1,0 +1,456 @@
+"""`start`: a system in this process, and all that application code sees of it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import pickle
+import secrets
+import signal
+import threading
+import uuid as uuids
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import pykka
+import transaction
+
+from perdure.actors.context import Activity, Context, Settings
+from perdure.actors.execution import Execution, ThreadedExecution
+from perdure.actors.messages import (
+    DeactivateNow,
+    PollNow,
+    Resize,
+    StopClaiming,
+    StopTree,
+    Wake,
+)
+from perdure.actors.opening import database_file, is_in_memory, open_database
+from perdure.actors.supervisor import SupervisorActor
+from perdure.model.clock import Clock, StopSignal
+from perdure.model.environment import environment
+from perdure.model.errors import (
+    BadStatusError,
+    JobFailedError,
+    NotStorableError,
+    PerdureError,
+    UnknownSettingError,
+)
+from perdure.model.failure import Failure
+from perdure.model.incarnation import Identity, acquire_identity
+from perdure.model.job import Job
+from perdure.model.lane import Lane
+from perdure.model.logs import events
+from perdure.model.queues import get_queue, install
+from perdure.model.ref import JobRef, find_job
+from perdure.model.status import Status
+from perdure.model.storable import contains_persistent
+
+__all__ = ["ActorSystem", "start"]
+
+DRAIN = timedelta(seconds=10)
+_SUPERVISOR_ANSWERS = timedelta(seconds=60)
+_THREAD_ENDS = timedelta(seconds=5)
+_ATTEMPTS = 10
+
+
+def start(
+    database: Any,
+    queues: Mapping[str, int] | None = None,
+    *,
+    poll_interval: timedelta = timedelta(seconds=5),
+    ping_interval: timedelta = timedelta(seconds=30),
+    ping_death_interval: timedelta = timedelta(seconds=60),
+    clock: Clock | None = None,
+    execution: Execution | None = None,
+    handle_signals: bool = False,
+) -> ActorSystem:
+    """Start a system that runs the jobs of `database`, and return it.
+
+    :param database: a URI as zodburi knows it (``file:///path/app.fs``,
+        ``zeo://localhost:8100``, ``memory://``), which is opened, and closed by `stop`; or
+        an open `ZODB.DB`, which stays open.
+    :param queues: the queues to work for, each with how many jobs may run at once here;
+        they are made where they are missing. None: all queues that the database has, now
+        and later, with three jobs at once each.
+    :param poll_interval: how often to look for what nobody told us of.
+    :param ping_interval: how often to give a sign of life.
+    :param ping_death_interval: after how long without one the others may take us for dead.
+    :param clock: what time it is (default: the environment's of the database).
+    :param execution: how the actors receive and wait (default: with threads).
+    :param handle_signals: whether SIGTERM and SIGINT stop the system, a second one at
+        once; in the main thread only. `stop` restores the handlers that were there.
+
+    Raises `UnknownSettingError` for a bad setting, `DatabaseLockedError`, `IdentityError`.
+    May be called from any thread; touches no transaction but its own. Several systems may
+    run in one process, also on one database.
+    """
+    settings = Settings(
+        queues=_checked_queues(queues),
+        poll_interval=_checked_interval("poll_interval", poll_interval),
+        ping_interval=_checked_interval("ping_interval", ping_interval),
+        ping_death_interval=_checked_interval("ping_death_interval", ping_death_interval),
+    )
+    if settings.ping_death_interval <= settings.ping_interval:
+        raise UnknownSettingError(
+            f"ping_death_interval ({ping_death_interval}) must be longer than ping_interval "
+            f"({ping_interval}), or a process that lives looks dead"
+        )
+    opened = None
+    if isinstance(database, str):
+        database = opened = open_database(database)
+    elif not hasattr(database, "open") or not hasattr(database, "storage"):
+        raise UnknownSettingError(f"{database!r} is neither a URI nor an open ZODB.DB")
+    try:
+        return ActorSystem(
+            database,
+            settings,
+            clock=clock,
+            execution=execution,
+            owned=opened is not None,
+            handle_signals=handle_signals,
+        )
+    except BaseException:
+        if opened is not None:
+            opened.close()
+        raise
+
+
+class ActorSystem:
+    """A running system; made by `start`. Its methods may be called from any thread.
+
+    As a context manager, it is stopped at the end of the with statement.
+    """
+
+    def __init__(
+        self,
+        database: Any,
+        settings: Settings,
+        *,
+        clock: Clock | None,
+        execution: Execution | None,
+        owned: bool,
+        handle_signals: bool,
+    ) -> None:
+        self.database = database
+        self._owned = owned
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+        self._handlers: dict[int, Any] = {}
+        known = environment(database)
+        if clock is not None:
+            known.clock = clock
+        clock = known.clock
+        known.unresolved.clear()
+        install(database, settings.queues if settings.queues is not None else ("",))
+        self._identity = _identity(database, clock)
+        places = sum((settings.queues or {"": settings.agent_size}).values())
+        if database.getPoolSize() < places + 4:
+            database.setPoolSize(places + 4)
+        self._context = Context(
+            clock=clock,
+            execution=execution or ThreadedExecution(clock),
+            database=database,
+            environment=known,
+            uuid=self._identity.uuid,
+            token=secrets.token_hex(8),
+            incarnation=self._identity.incarnation,
+            settings=settings,
+            stop=StopSignal(clock),
+            lane=Lane(clock),
+            activity=Activity(clock),
+            results=known.results,
+        )
+        self._waker = _Waker(self._context)
+        known.subscribe(self._waker)
+        try:
+            self._supervisor = SupervisorActor.start(self._context)
+        except BaseException:
+            known.unsubscribe(self._waker)
+            self._identity.close()
+            raise
+        # The registration keeps alive a system that its maker has dropped.
+        atexit.register(self._stop_at_exit)
+        if handle_signals:
+            self._handle_signals()
+
+    def __repr__(self) -> str:
+        state = "stopped" if self._stopped.is_set() else "running"
+        return f"<ActorSystem {self.uuid}, {state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def uuid(self) -> uuids.UUID:
+        """Which process this is, for the database; the same after a restart."""
+        return self._identity.uuid
+
+    # Putting, and waiting for what comes of it.
+
+    def put(self, item: Any, /, *args: Any, **kwargs: Any) -> JobRef:
+        """Put a callable with its arguments, or a job, into the default queue, and commit.
+
+        Uses a transaction of its own; for one that is yours, see `transaction`. Raises as
+        `Queue.put` does.
+        """
+        if isinstance(item, Job) and (args or kwargs):
+            raise TypeError(f"{item!r} has its arguments already; give none besides")
+        job = item if isinstance(item, Job) else Job(item, *args, **kwargs)
+        if job._p_jar is not None:
+            raise BadStatusError(
+                f"{job!r} belongs to a connection: put it into a queue of that connection"
+            )
+        last: BaseException | None = None
+        for _ in range(_ATTEMPTS):
+            state = job.__getstate__()
+            try:
+                with self.transaction() as connection:
+                    get_queue(connection).put(job)
+                    ref = job.ref
+                return ref
+            except transaction.interfaces.TransientError as error:
+                last = error
+                job.__setstate__(state)
+        assert last is not None
+        raise last
+
+    def result(self, job: Job | JobRef | str, *, timeout: timedelta | None = None) -> Any:
+        """Return the result of a job, as soon as it is committed; callbacks may still run.
+
+        :param timeout: how long to wait; None: without end.
+
+        Raises `JobFailedError` for a failed job, `TimeoutError`, `JobNotFoundError`,
+        `NotStorableError` for a result that holds persistent objects, which would be of no
+        use outside their connection. Uses a transaction of its own; does not poll.
+        """
+        ref = _ref_of(job)
+        result = self._wait_for(ref, (Status.CALLBACKS, Status.COMPLETED), timeout, _portable)
+        if isinstance(result, Failure):
+            raise JobFailedError(ref, result)
+        return result
+
+    def wait(self, job: Job | JobRef | str, *, timeout: timedelta | None = None) -> None:
+        """Wait until a job is COMPLETED, its callbacks included.
+
+        Raises `TimeoutError`, `JobNotFoundError`. Uses a transaction of its own.
+        """
+        self._wait_for(_ref_of(job), (Status.COMPLETED,), timeout, lambda job: None)
+
+    def _wait_for(
+        self,
+        ref: JobRef,
+        statuses: tuple[Status, ...],
+        timeout: timedelta | None,
+        read: Callable[[Job], Any],
+    ) -> Any:
+        clock = self._context.clock
+        deadline = None if timeout is None else clock.monotonic() + timeout.total_seconds()
+        # What another process commits is not announced here: the polls are the net.
+        longest = self._context.settings.poll_interval.total_seconds()
+        with self._context.results.listen(ref, clock) as listener:
+            while True:
+                with self.transaction() as connection:
+                    job = find_job(connection, ref)
+                    status = job.status
+                    if status in statuses:
+                        return read(job)
+                left = longest if deadline is None else deadline - clock.monotonic()
+                if left <= 0:
+                    raise TimeoutError(f"job {ref} is {status.name} after {timeout}")
+                if self._stopped.is_set():
+                    raise PerdureError(
+                        f"the system was stopped, and job {ref} is {status.name}: it goes on "
+                        "when a system is started on this database again"
+                    )
+                listener.wait(min(left, longest))
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """Open a connection, commit at the end of the with statement, abort on an error.
+
+        The connection has a transaction manager of its own, so that this is safe inside
+        another transaction of the thread. A conflict at commit comes out.
+        """
+        manager = transaction.TransactionManager()
+        connection = self.database.open(transaction_manager=manager)
+        try:
+            with manager:
+                yield connection
+        finally:
+            manager.abort()
+            connection.close()
+
+    # Messages.
+
+    def tell(self, message: object) -> None:
+        """Send a message, `PollNow` or `Resize`, and do not wait; see `perdure.actors.messages`."""
+        self._target(message).tell(message)
+
+    def ask(self, message: object, timeout: timedelta = _SUPERVISOR_ANSWERS) -> Any:
+        """Send a message or a question, and return the answer.
+
+        Raises `UnknownMessageError` for what nobody understands, what the answerer raised,
+        and `TimeoutError`.
+        """
+        try:
+            return self._target(message).ask(message, timeout=timeout.total_seconds())
+        except pykka.Timeout as error:
+            raise TimeoutError(
+                f"no answer to {type(message).__qualname__} within {timeout}"
+            ) from error
+        except pykka.ActorDeadError as error:
+            raise PerdureError(f"{self!r} does not answer any more") from error
+
+    def _target(self, message: object) -> Any:
+        if isinstance(message, (PollNow, Resize, Wake)):
+            dispatcher = self._context.directory.get("dispatcher")
+            if dispatcher is not None:
+                return dispatcher
+        return self._supervisor
+
+    # The end.
+
+    def stop(self, drain: timedelta = DRAIN) -> None:
+        """Stop: claim nothing more, let what runs end within `drain`, leave the database.
+
+        What still runs then counts as interrupted, once, and its thread can commit nothing
+        any more. Complete when it returns; may be called again. A job whose code does not
+        end keeps its thread, a daemon, until it does.
+        """
+        with self._lock:
+            if self._stopped.is_set():
+                return
+            try:
+                self._stop(drain)
+            finally:
+                self._stopped.set()
+                self._restore_handlers()
+
+    def join(self, timeout: timedelta | None = None) -> bool:
+        """Wait until the system was stopped, by whomever; False if not within `timeout`."""
+        return self._stopped.wait(None if timeout is None else timeout.total_seconds())
+
+    def _stop(self, drain: timedelta) -> None:
+        context = self._context
+        atexit.unregister(self._stop_at_exit)
+        context.environment.unsubscribe(self._waker)
+        self._ask_dispatcher(StopClaiming())
+        # Ends the waits of retries at once; what runs goes on.
+        context.stop.set()
+        drained = context.activity.wait_until_none(drain)
+        if not drained:
+            events.warning(
+                "%d jobs still run after %s and are left: they count as interrupted",
+                context.activity.count, drain,
+            )  # fmt: skip
+        self._ask_dispatcher(DeactivateNow())
+        self._supervisor.ask(StopTree(), timeout=_SUPERVISOR_ANSWERS.total_seconds())
+        self._supervisor.stop()
+        for ref in (*context.directory.all_started(), self._supervisor):
+            if not ref.join(_THREAD_ENDS if drained else timedelta(seconds=1)):
+                events.warning("%s has not ended yet", ref)
+        self._identity.close()
+        if self._owned:
+            self.database.close()
+
+    def _stop_at_exit(self) -> None:
+        self.stop(timedelta(0))
+
+    def _ask_dispatcher(self, message: object) -> None:
+        dispatcher = self._context.directory.get("dispatcher")
+        try:
+            if dispatcher is not None:
+                dispatcher.ask(message, timeout=_SUPERVISOR_ANSWERS.total_seconds())
+        # Stopping goes on, whatever the state of the dispatcher: the database has the truth.
+        except Exception:
+            events.error("the dispatcher could not be asked to %s", message, exc_info=True)
+
+    def _handle_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise UnknownSettingError("handle_signals works in the main thread only")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+        self._signals = 0
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        drain = DRAIN if self._signals == 1 else timedelta(0)
+        if self._signals > 1:
+            self._context.activity.give_up_waiting()
+        threading.Thread(target=self.stop, args=(drain,), name="stop", daemon=True).start()
+
+    def _restore_handlers(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            self._handlers.clear()
+
+
+class _Waker:
+    """Passes on what the database's commits say, from their threads."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def wake(self, queue_oid: bytes) -> None:
+        """Tell the dispatcher."""
+        self._context.directory.tell("dispatcher", Wake(queue_oid))
+
+
+def _identity(database: Any, clock: Clock) -> Identity:
+    if is_in_memory(database):
+        return Identity(uuids.uuid4())
+    return acquire_identity(database_file(database), clock=clock)
+
+
+def _ref_of(job: Job | JobRef | str) -> JobRef:
+    if isinstance(job, Job):
+        return job.ref
+    return JobRef.parse(job) if isinstance(job, str) else job
+
+
+def _portable(job: Job) -> Any:
+    """Return a copy of the result that is of use without the connection."""
+    result = job.result
+    if contains_persistent(result):
+        raise NotStorableError(
+            f"the result of {job!r} holds persistent objects, which are of use in their own "
+            "connection only: read job.result in a transaction"
+        )
+    return pickle.loads(pickle.dumps(result))
+
+
+def _checked_queues(queues: Mapping[str, int] | None) -> Mapping[str, int] | None:
+    if queues is None:
+        return None
+    if not isinstance(queues, Mapping):
+        raise UnknownSettingError(
+            f"queues must be a mapping of names to sizes, such as {{'': 4}}, not {queues!r}"
+        )
+    for name, size in queues.items():
+        if not isinstance(name, str):
+            raise UnknownSettingError(f"queues: the name of a queue is a text, not {name!r}")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise UnknownSettingError(
+                f"queues: the size for queue {name!r} is a whole number of 0 or more, not {size!r}"
+            )
+    return dict(queues)
+
+
+def _checked_interval(name: str, value: object) -> timedelta:
+    if not isinstance(value, timedelta):
+        raise UnknownSettingError(f"{name} must be a timedelta, not {value!r}")
+    if value <= timedelta(0):
+        raise UnknownSettingError(f"{name} must be longer than zero, not {value}")
+    return value

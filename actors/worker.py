@@ -1,0 +1,186 @@
+"""Workers: one thread and one connection each, that run jobs and commit them."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import transaction
+
+from perdure.actors.base import Actor, handles
+from perdure.actors.context import Context, agent_role
+from perdure.actors.messages import (
+    Claimed,
+    JobEnded,
+    JobRan,
+    JobStarted,
+    Outcome,
+    RunJob,
+    Wake,
+    WorkerLost,
+)
+from perdure.model.errors import JobNotFoundError, ReassignedError, StopRequested
+from perdure.model.failure import Failure
+from perdure.model.internal import InternalJob
+from perdure.model.job import Job
+from perdure.model.logs import events, fields, trace
+from perdure.model.ref import JobRef, find_job
+from perdure.model.running import Runner
+from perdure.model.status import Status
+
+__all__ = ["WorkerActor"]
+
+LONGEST_TEXT = 10_000
+
+
+class WorkerActor(Actor):
+    """Runs one job at a time, in its thread's own transactions.
+
+    Job code sees the thread's `transaction.manager` as its own.
+    """
+
+    def __init__(self, context: Context, queue: str, agent: str, number: int) -> None:
+        super().__init__(context, name=f"worker {number} of {agent_role(queue, agent)}")
+        self._context = context
+        self._queue = queue
+        self._agent = agent
+        self._connection: Any = None
+        self._queue_oid = b""
+        self._frees_places = False
+
+    def on_start(self) -> None:
+        """Open the connection that all its jobs use."""
+        self._connection = self._context.database.open()
+        self._runner = Runner(
+            transaction.manager,
+            self._clock,
+            self._context.stop,
+            lane=self._context.lane,
+            on_result=self._tell_result,
+        )
+
+    def on_stop(self) -> None:
+        """Let go of the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            transaction.abort()
+            connection.close()
+
+    def on_crash(self, error: BaseException) -> None:
+        """Let go of the connection."""
+        self.on_stop()
+
+    @handles(RunJob)
+    def _run(self, message: RunJob) -> None:
+        self._context.activity.begin()
+        try:
+            outcome = self._run_claim(message.claim)
+        except StopRequested:
+            outcome = Outcome.STOPPED
+        # The job raised what is no Exception, or running it went wrong in a way that was
+        # not foreseen: this worker is not to be trusted any more.
+        except BaseException as error:
+            events.error(
+                "%s is lost to %r", self.name, error, exc_info=True,
+                extra=fields(queue=self._queue, agent=self._agent),
+            )  # fmt: skip
+            self._tell_agent(WorkerLost(self.name, message.claim, repr(error)))
+            self.stop()
+            return
+        finally:
+            self._context.activity.end()
+        self._tell_agent(JobRan(self.name, message.claim, outcome))
+
+    def _tell_agent(self, message: object) -> None:
+        self._context.directory.tell(agent_role(self._queue, self._agent), message)
+
+    def _tell_result(self, ref: JobRef) -> None:
+        self._context.results.announce(ref)
+        if self._frees_places:
+            self._context.directory.tell("dispatcher", Wake(self._queue_oid))
+
+    def _run_claim(self, claim: Claimed) -> Outcome:
+        transaction.begin()
+        try:
+            job = find_job(self._connection, claim.ref)
+        except JobNotFoundError:
+            return Outcome.REASSIGNED
+        if job._claim != claim.number or job._agent is None:
+            return Outcome.REASSIGNED
+        if job.status is not Status.ASSIGNED:
+            events.error(
+                "%s found %r, which is %s, instead of ASSIGNED", self.name, job, job.status.name,
+                extra=fields(job),
+            )  # fmt: skip
+        self._queue_oid = job._agent.queue._p_oid
+        self._frees_places = bool(job.quota_names)
+        self._tell_started(job)
+        ended = False
+        try:
+            self._runner.run(job)
+            self._tell_ended(job, claim.ref)
+            ended = True
+        except ReassignedError:
+            self._context.report(
+                JobEnded(claim.ref, self._clock.now(), False, True, "reassigned", False)
+            )
+            ended = True
+            return Outcome.REASSIGNED
+        finally:
+            if not ended:
+                self._context.report(
+                    JobEnded(claim.ref, self._clock.now(), True, False, "interrupted", False)
+                )
+            transaction.abort()
+        self._context.results.announce(claim.ref)
+        return Outcome.DONE
+
+    def _tell_started(self, job: Job) -> None:
+        trace.info("%r is started", job, extra=fields(job))
+        self._context.report(
+            JobStarted(
+                ref=job.ref,
+                call=repr(job),
+                name=job.callable_name,
+                queue=self._queue,
+                agent=self._agent,
+                thread=threading.current_thread().name,
+                quota_names=job.quota_names,
+                started=self._clock.now(),
+            )
+        )
+
+    def _tell_ended(self, job: Job, ref: JobRef) -> None:
+        subject = job.serves if isinstance(job, InternalJob) else job
+        result = subject.result
+        failed = isinstance(result, Failure)
+        text = result.traceback() if isinstance(result, Failure) else _text(result)
+        completed = subject.status is Status.COMPLETED
+        trace.info("%r is %s", subject, subject.status.name, extra=fields(subject))
+        self._context.report(
+            JobEnded(
+                ref=ref,
+                ended=self._clock.now(),
+                failed=failed,
+                reassigned=False,
+                text=_cut(text),
+                completed=completed,
+            )
+        )
+        if subject is not job:
+            self._context.results.announce(subject.ref)
+
+
+def _text(result: object) -> str:
+    try:
+        return repr(result)
+    # It is the application's object, whose repr may raise anything.
+    except Exception:
+        return f"<{type(result).__qualname__} that has no repr>"
+
+
+def _cut(text: str) -> str:
+    if len(text) <= LONGEST_TEXT:
+        return text
+    mark = "\n… (cut)"
+    return text[: LONGEST_TEXT - len(mark)] + mark

@@ -1,0 +1,1 @@
+"""``perdure demo``: real work on real files, through a crash, and counted again."""
