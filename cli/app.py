@@ -20,7 +20,8 @@ def _version() -> str:
         return "(not installed)"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# Without a command it says so in one line, like everything else that goes wrong.
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
 @click.version_option(_version(), prog_name="perdure", message="%(prog)s %(version)s")
 @click.option("--traceback", is_flag=True, help="On an error, show where it comes from.")
 def perdure(traceback: bool) -> None:

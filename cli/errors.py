@@ -52,9 +52,6 @@ def run(command: click.Command, args: Sequence[str] | None) -> int:
         result = command.main(args=words, prog_name="perdure", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt) as error:
         return _fail(one_line(error) if error.args else "interrupted", INTERRUPTED)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return ERROR
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "perdure"
         return _fail(f"{one_line(error).rstrip('.')} (see {path} --help)", ERROR)

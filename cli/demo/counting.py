@@ -47,10 +47,13 @@ def words_of(data: bytes) -> dict[str, int]:
 def _read(path: str) -> bytes:
     # Opening a pipe would wait for somebody who writes into it.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
+    try:
+        found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise UncountableError("not a regular file")
         if found.st_size > LIMIT_BYTES:
             raise UncountableError(f"{found.st_size:,} bytes, more than {LIMIT_BYTES:,}")
-        return file.read(LIMIT_BYTES)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(LIMIT_BYTES)
+    finally:
+        os.close(descriptor)

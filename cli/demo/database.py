@@ -47,9 +47,12 @@ def make_folder(folder: str | None) -> str:
 
 # Not by zodburi: a name of a folder may hold a question mark, which begins options there.
 @contextlib.contextmanager
-def open_database(file: str) -> Iterator[Any]:
-    """Open the database at `file`; it is closed at the end."""
-    database = ZODB.DB(FileStorage(file))
+def open_database(file: str, *, read_only: bool = False) -> Iterator[Any]:
+    """Open the database at `file`; it is closed at the end.
+
+    With `read_only`, what a kill cut off at the file's end is passed over, and not removed.
+    """
+    database = ZODB.DB(FileStorage(file, read_only=read_only))
     try:
         yield database
     finally:

@@ -18,9 +18,10 @@ from typing import Any
 from BTrees.IOBTree import IOBTree
 from persistent import Persistent
 
+from perdure.cli.demo.announcing import announce
 from perdure.cli.demo.counting import count_words
 from perdure.cli.demo.files import Listing, Stamp, stamp
-from perdure.model import Job, environment, get_queue
+from perdure.model import Failure, Job, environment, get_queue
 
 __all__ = ["MOST_FREQUENT", "Countdown", "FileIndex", "Index", "Summary", "merge", "put_jobs"]
 
@@ -62,6 +63,7 @@ class Countdown(Persistent):
         self.left -= 1
         if self.left == 0:
             self.index.group_arrived()
+        announce(self)
 
 
 class Summary(Persistent):
@@ -103,6 +105,10 @@ class Index(Persistent):
         self.groups: tuple[Countdown, ...] = ()
         self.groups_left = 0
 
+    def arrived(self) -> int:
+        """Return how many files are done."""
+        return len(self.files) - sum(group.left for group in self.groups)
+
     def group_arrived(self) -> None:
         """Count one group; after the last, put the job that merges."""
         self.groups_left -= 1
@@ -125,7 +131,9 @@ def merge(index: Index) -> Summary:
     failed = []
     for file in index.files.values():
         if file.counts is None:
-            failed.append((file.name, str(file.job.result)))
+            result = file.job.result
+            reason = result.message if isinstance(result, Failure) else "its words are lost"
+            failed.append((file.name, reason))
         else:
             names.append(file.name)
             total.update(file.counts)

@@ -22,8 +22,9 @@ _WORDS_SHOWN = 10
 class Crash:
     """The worker process as it was when it was killed.
 
-    `done` jobs were done, `running` had begun, `taken` were claimed and had not begun;
-    `run_again` of those that had begun were interrupted by the kill and begun again.
+    `done` jobs were done; of `running` ones the call, or that of the callback, had begun
+    and its effect was not stored; `taken` ones were claimed, and between two such calls.
+    `run_again` is how many were interrupted, and had the call made again.
     """
 
     pid: int
@@ -79,9 +80,9 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         _line(
             console,
             "crash",
-            f"process {crash.pid} was killed after {crash.done:,} jobs: {crash.running:,} were "
-            f"running, {crash.run_again:,} of them were run again; {crash.taken:,} more were "
-            "claimed",
+            f"process {crash.pid} was killed after {crash.done:,} jobs; running then: "
+            f"{crash.running:,}, run again: {crash.run_again:,}; claimed, with no call "
+            f"under way: {crash.taken:,}",
         )
     comparison = outcome.comparison
     _list(console, "changed", [f"{name}: left out" for name in comparison.changed])
@@ -92,7 +93,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         _line(console, "result", text, style="green")
     else:
         wrong = len(comparison.differences) + len(outcome.violations)
-        _line(console, "result", f"NO AGREEMENT: {wrong:,} things are wrong", style="bold red")
+        _line(console, "result", f"NO AGREEMENT: see the {wrong:,} above", style="bold red")
 
 
 def _list(console: Console, label: str, lines: Iterable[str], style: str = "") -> None:

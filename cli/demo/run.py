@@ -80,8 +80,8 @@ def _work(file: str, settings: Settings, progress: JobProgress) -> Crash | None:
     if settings.crash:
         crash = _work_until_killed(file, settings, progress)
         progress.say(
-            f"killed process {crash.pid} after {crash.done:,} jobs, while {crash.running:,} "
-            "were running; starting another"
+            f"killed process {crash.pid} after {crash.done:,} jobs, {crash.running:,} running; "
+            "starting another"
         )
     with WorkerProcess(file, settings.workers) as worker:
         for done in worker.progress():
@@ -98,7 +98,7 @@ def _work_until_killed(file: str, settings: Settings, progress: JobProgress) -> 
                 break
         else:
             raise CommandError("the worker process ended before it was killed")
-    with open_database(file) as database, read_index(database) as index:
+    with open_database(file, read_only=True) as database, read_index(database) as index:
         found = Counter(_stage(each.job) for each in index.files.values())
     return Crash(worker.pid, found["done"], found["running"], found["taken"])
 
@@ -119,7 +119,7 @@ def _running(job: Job) -> bool:
 
 def _judge(console: Console, clock: Clock, file: str, crash: Crash | None, seconds: float) -> int:
     """Look at what was stored, count all again, and print both; return the exit status."""
-    with open_database(file) as database:
+    with open_database(file, read_only=True) as database:
         with read_index(database) as index:
             if crash is not None:
                 crash = replace(crash, run_again=_run_again(index))

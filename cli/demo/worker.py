@@ -1,9 +1,9 @@
 """The process that does the demo's work: ``python -m perdure.cli.demo.worker FILE``.
 
-The conversation: after each job that is done it writes one line to its standard output,
-the number of jobs done so far, and ends when the summary is made. It never reads more
+The conversation: at its start, and after each job that is done, it writes one line to its
+standard output, the number of jobs done so far, and it ends when the summary is made. A
+line that gets lost means nothing, since the next one counts it too. It never reads more
 than the end of its standard input, which is the end of the demo; then it ends at once.
-A line that gets lost means nothing, since the next one counts it too.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import queue
 import sys
 import threading
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from perdure.actors import start
-from perdure.cli.demo.database import index_of, open_database
+from perdure.cli.demo.announcing import listen
+from perdure.cli.demo.database import open_database, read_index
 
 __all__ = ["ORPHANED", "main"]
 
 ORPHANED = 3
 """The exit status of a worker whose demo has ended."""
-
-_LONG = timedelta(days=1)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -53,18 +52,22 @@ def _end_with_parent() -> None:
 
 
 def _work(database: Any, workers: int, stay: bool) -> None:
+    arrivals: queue.SimpleQueue[None] = queue.SimpleQueue()
+    listen(database, lambda: arrivals.put(None))
+    # Before any job can run here, so that each arrival is either in `done` or announced.
+    with read_index(database) as index:
+        done, total = index.arrived(), len(index.files)
+    print(done, flush=True)
     with start(database, queues={"": workers}) as system:
-        with system.transaction() as connection:
-            refs = [file.job.ref for file in index_of(connection).files.values()]
-        for done, ref in enumerate(refs, 1):
-            system.wait(ref, timeout=_LONG)
+        while done < total:
+            arrivals.get()
+            done += 1
             print(done, flush=True)
-        with system.transaction() as connection:
-            merge_job = index_of(connection).merge_job
-            # The last callback put it, in the transaction that made its job completed.
-            assert merge_job is not None
-            merged = merge_job.ref
-        system.result(merged, timeout=_LONG)
+        with read_index(database) as index:
+            # The last callback put it, in the transaction that was announced last.
+            assert index.merge_job is not None
+            merged = index.merge_job.ref
+        system.wait(merged)
         if stay:
             threading.Event().wait()
 
