@@ -35,6 +35,8 @@ class FailureLimits:
     :param last_frames: and so many innermost ones, 0 or more.
     :param exceptions: how many exceptions (itself, causes, contexts, parts of groups) are
         kept in all, 1 or more.
+    :param message_characters: the longest message, 1 or more; longer texts among an
+        exception's arguments are not kept at all.
     :param secret_names: parts of names whose values are masked, see
         `perdure.model.saferepr.SECRET_NAMES`.
     :raises UnknownSettingError: if a number is too small.
@@ -45,6 +47,7 @@ class FailureLimits:
     first_frames: int = 20
     last_frames: int = 80
     exceptions: int = 20
+    message_characters: int = 10_000
     secret_names: tuple[str, ...] = SECRET_NAMES
 
     def __post_init__(self) -> None:
@@ -54,6 +57,7 @@ class FailureLimits:
             ("first_frames", 0),
             ("last_frames", 0),
             ("exceptions", 1),
+            ("message_characters", 1),
         ):
             value = getattr(self, name)
             if value < least:
@@ -322,9 +326,12 @@ class _Maker:
         _fill(
             failure,
             mro=tuple(_reference(kind) for kind in type(error).__mro__ if kind is not object),
-            message=survive(lambda: str(error), lambda e: f"<its str raised {type(e).__name__}>"),
+            message=_cut(
+                survive(lambda: str(error), lambda e: f"<its str raised {type(e).__name__}>"),
+                self._limits.message_characters,
+            ),
             notes=_notes(error),
-            args=_plain_args(error),
+            args=_plain_args(error, self._limits.message_characters),
             frames=frames,
             frames_before_gap=self._limits.first_frames if left_out else len(frames),
             frames_left_out=left_out,
@@ -389,20 +396,26 @@ class _Maker:
         return survive(read, lambda _: "")
 
 
-def _plain_args(error: BaseException) -> tuple[Any, ...] | None:
-    """Return the exception's arguments if they are plain values, through and through."""
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: max(0, limit - 1)] + "…"
+
+
+def _plain_args(error: BaseException, limit: int) -> tuple[Any, ...] | None:
+    """Return the exception's arguments if they are plain values, none of them long."""
     args = error.args
     if isinstance(error, OSError) and type(error).__reduce__ is OSError.__reduce__:
         # Its args lack the name of the file.
         args = error.__reduce__()[1]  # type: ignore[assignment]
-    return args if type(args) is tuple and _is_plain(args, 4) else None
+    return args if type(args) is tuple and _is_plain(args, 4, limit) else None
 
 
-def _is_plain(value: object, levels: int) -> bool:
+def _is_plain(value: object, levels: int, limit: int) -> bool:
     # By exact type: a subclass would have to be imported to be loaded again.
     if type(value) is tuple:
-        return levels > 0 and all(_is_plain(item, levels - 1) for item in value)
-    return value is None or type(value) in (str, bytes, int, float, bool)
+        return levels > 0 and all(_is_plain(item, levels - 1, limit) for item in value)
+    if type(value) in (str, bytes):
+        return len(value) <= limit  # type: ignore[arg-type]
+    return value is None or type(value) in (int, float, bool)
 
 
 def _notes(error: BaseException) -> tuple[str, ...]:

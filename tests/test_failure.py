@@ -731,3 +731,13 @@ def test_a_subclass_of_a_plain_type_is_no_plain_argument() -> None:
 
     assert Failure(OddError(Text("odd"))).args is None
     assert Failure(OddError(True, 1, 1.5, None, "a", b"b", ((),))).args is not None
+
+
+@pytest.mark.spec("J7")
+def test_a_huge_message_is_cut_and_huge_arguments_are_not_kept() -> None:
+    failure = Failure(UnicodeDecodeError("utf-8", b"\xff" * 100_000, 0, 1, "x" * 50_000))
+
+    assert len(failure.message) == 10_000
+    assert failure.message.endswith("…")
+    assert failure.args is None
+    assert len(pickle.dumps(failure)) < 15_000

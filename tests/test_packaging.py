@@ -103,7 +103,8 @@ def test_the_lower_bounds_that_are_run_are_those_of_the_package(setup_cfg):
 
 
 def test_what_is_required_is_imported_and_what_is_imported_is_required(setup_cfg):
-    required = {name.lower() for name in bounds(setup_cfg["options"]["install_requires"])}
+    declared = bounds(setup_cfg["options"]["install_requires"])
+    required = {name.partition(".")[0].lower() for name in declared}
     used = {name.partition(".")[0] for path in sources(*ROOMS) for name in imported(path)}
 
     others = {name.lower() for name in used - sys.stdlib_module_names - {"perdure"}}
