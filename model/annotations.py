@@ -43,14 +43,15 @@ class Annotations(MutableMapping[str, Any]):
         job = self._job
         database = job._p_jar and job._p_jar.db()
         stamp = 0 if database is None else environment(database).stamp()
-        if job._is_ours() or job.status is Status.NEW:
+        # Nobody else writes the record of a job that is done.
+        if job._is_ours() or job.status is Status.COMPLETED:
             entries = dict(job._annotations or {})
             entries[name] = (stamp, value)
             job._annotations = entries
             return
-        queue = job.queue
-        assert queue is not None
-        queue.side.make(job).annotate(name, (stamp, value))
+        # So that it does not go to a side record that is just being taken away.
+        job._p_jar.readCurrent(job)
+        job._make_side().annotate(name, (stamp, value))
 
     def __getitem__(self, name: str) -> Any:
         return self._merged()[name][1]

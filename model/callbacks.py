@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from perdure.model.failure import Failure
-from perdure.model.job import Job, as_job
+from perdure.model.job import Job
 
 __all__ = ["CallbackProxy"]
 
@@ -13,7 +13,8 @@ __all__ = ["CallbackProxy"]
 class CallbackProxy(Job):
     """Runs `success` or `failure` with its parent's result, and takes what it returns.
 
-    Where the outcome has no callback, the parent's result passes on unchanged.
+    Where the outcome has no callback, the parent's result passes on unchanged. It is made
+    by `Job.add_callbacks`; `success` and `failure` are the jobs of the two callbacks, or None.
     """
 
     job: Job | None = None
@@ -21,42 +22,39 @@ class CallbackProxy(Job):
 
     def __init__(
         self,
-        success: Any = None,
-        failure: Any = None,
+        success: Job | None = None,
+        failure: Job | None = None,
         *,
         failure_log_level: int | None = None,
         retry_policy_factory: Any = None,
     ) -> None:
         super().__init__(_pass_on)
-        self.success = self._own(success, failure_log_level, retry_policy_factory)
-        self.failure = self._own(failure, failure_log_level, retry_policy_factory)
+        self.success = success
+        self.failure = failure
+        for job in self._alternatives():
+            if failure_log_level is not None:
+                job.failure_log_level = failure_log_level
+            if retry_policy_factory is not None:
+                job.retry_policy_factory = retry_policy_factory
+        for job in self._alternatives():
+            job._parent = self
 
-    def _own(self, callback: Any, level: int | None, factory: Any) -> Job | None:
-        if callback is None:
-            return None
-        job = as_job(callback)
-        job.check_storable()
-        job._parent = self
-        if level is not None:
-            job.failure_log_level = level
-        if factory is not None:
-            job.retry_policy_factory = factory
-        return job
+    def _alternatives(self) -> list[Job]:
+        return [job for job in (self.success, self.failure) if job is not None]
+
+    def _children(self) -> list[Job]:
+        return [*self._alternatives(), *super()._children()]
+
+    def _speaks_to(self, child: Job) -> Job | None:
+        # The two are called with what the proxy is told, its callbacks with what became of it.
+        return self.told_by if child in self._alternatives() else self
 
     def choose(self) -> None:
         """Settle which of the two is run."""
-        assert self.parent is not None
-        outcome = self.parent.result
+        assert self.told_by is not None
+        outcome = self.told_by.result
         self.job = self.failure if isinstance(outcome, Failure) else self.success
 
 
 def _pass_on(result: Any) -> Any:
     return result
-
-
-def call_result(job: Job) -> tuple[Any, ...]:
-    """Return what `job` is called with besides its arguments: its parent's result."""
-    parent = job.parent
-    if isinstance(parent, CallbackProxy) and job in (parent.success, parent.failure):
-        parent = parent.parent
-    return () if parent is None else (parent.result,)

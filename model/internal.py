@@ -16,15 +16,21 @@ class InternalJob(Job):
     """Deals with `serves`, whose own record says how far that has come.
 
     `kind` is ``"interrupt"`` (put it to its policy as interrupted), ``"resume"`` (run
-    its callbacks) or ``"expire"`` (fail it, since its deadline has passed). It may be
-    run any number of times, so that it needs no policy: losing its worker only puts it
-    back into the queue.
+    its callbacks), ``"expire"`` (fail it, since its deadline has passed) or
+    ``"recover"`` (take it from its agent, whose dispatcher died under the claim with the
+    number `claim`, and was buried by one that could not load the job). It may be run any
+    number of times, so that it needs no policy: losing its worker only puts it back into
+    the queue.
     """
 
-    def __init__(self, kind: str, job: Job) -> None:
+    claim: int | None = None
+
+    def __init__(self, kind: str, job: Job, claim: int | None = None) -> None:
         super().__init__(_serve, kind)
         self.kind = kind
         self.serves = job
+        if claim is not None:
+            self.claim = claim
 
     def _enter_for(self, queue: Queue, job: Job) -> None:
         """Wait in the place of `job`, without going through an inbox."""

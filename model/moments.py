@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 from datetime import timedelta
+from typing import Any
 
 import pytz
 
 from perdure.model.errors import UnknownSettingError
 
-__all__ = ["checked_duration", "checked_moment", "microseconds", "moment"]
+__all__ = ["Duration", "checked_duration", "checked_moment", "microseconds", "moment"]
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=pytz.utc)
 _MICROSECOND = timedelta(microseconds=1)
@@ -44,3 +45,18 @@ def checked_duration(name: str, value: object) -> timedelta:
     if value < timedelta(0):
         raise UnknownSettingError(f"{name} must not be negative, and {value!r} is")
     return value
+
+
+class Duration:
+    """An attribute that is a timedelta of zero or more, or None, which is the default."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> timedelta | None:
+        found: timedelta | None = getattr(instance, "_" + self._name, None)
+        return found
+
+    def __set__(self, instance: Any, value: timedelta | None) -> None:
+        checked = None if value is None else checked_duration(self._name, value)
+        setattr(instance, "_" + self._name, checked)

@@ -107,8 +107,15 @@ def split_callable(
             "give a plain function"
         )
     if method is not None and isinstance(method.__self__, Persistent):
+        check_class(type(method.__self__))
+        if getattr(method.__self__, method.__name__, None) != method:
+            raise NotStorableError(
+                f"{target!r} is not what its object has under the name {method.__name__!r}, so "
+                "another process would call something else: give it a name of its own"
+            )
         return (method.__self__, method.__name__), (), {}
     if isinstance(target, Persistent):
+        check_class(type(target))
         return (target, "__call__"), (), {}
     if method is not None and not isinstance(method.__self__, type):
         raise NotStorableError(
@@ -116,6 +123,15 @@ def split_callable(
             "not persistent: derive that class from persistent.Persistent, or give a function"
         )
     return name_of(target), (), {}
+
+
+def check_class(kind: type) -> None:
+    """Raise `NotStorableError` for a class of persistent objects that cannot be found again."""
+    if "<" in kind.__qualname__:
+        raise NotStorableError(
+            f"the class {kind.__module__}:{kind.__qualname__} lies inside a function, so no "
+            "other process could find it: move it to the top of its module"
+        )
 
 
 def callable_of(stored: str | tuple[Persistent, str]) -> Callable[..., Any]:
@@ -138,13 +154,12 @@ def callable_of(stored: str | tuple[Persistent, str]) -> Callable[..., Any]:
 
 def _module(name: str) -> Any:
     main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
-    if spec is not None and spec.name == name:
+    if _real_name(main) == name:
         return main
     if not name.endswith(".py") and os.sep not in name:
         return importlib.import_module(name)
     path = getattr(main, "__file__", None)
-    if spec is None and path is not None and os.path.abspath(path) == name:
+    if path is not None and os.path.abspath(path) == name:
         return main
     raise CallableNotFoundError(
         name, "a function of a script resolves only in a process that runs that script"
@@ -155,17 +170,25 @@ def _stored_module(module: str, qualname: str) -> str:
     if module != "__main__":
         return module
     main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:
-        return str(spec.name)
+    real_name = _real_name(main)
+    if real_name is not None:
+        return real_name
     path = getattr(main, "__file__", None)
-    if path is None:
+    if path is None or path.startswith("<"):
         raise NotStorableError(
             f"{qualname} was defined at an interactive prompt, where no other process "
             "can find it: put it into a module"
         )
-    _warn_of_script(os.path.abspath(path))
-    return os.path.abspath(path)
+    script: str = os.path.abspath(path)
+    _warn_of_script(script)
+    return script
+
+
+def _real_name(main: Any) -> str | None:
+    """Return the name that the main module is imported by, if it was run with ``-m``."""
+    spec = getattr(main, "__spec__", None)
+    # A folder or an archive that is run has a spec, and no name.
+    return None if spec is None or spec.name == "__main__" else str(spec.name)
 
 
 @functools.cache

@@ -38,7 +38,7 @@ class JobRef:
 
     @classmethod
     def of(cls, persistent: Any) -> JobRef:
-        """Return the reference of a persistent object that has an oid."""
+        """Return the reference of a job that was put; else raises `JobNotFoundError`."""
         jar = persistent._p_jar
         if jar is None or persistent._p_oid is None:
             raise JobNotFoundError(f"{persistent!r} was not stored yet: put it first")

@@ -1,32 +1,98 @@
 """Waiting jobs whose code is not to be had in this process: reading them all the same.
 
-A job of a class that does not import is loaded by ZODB as a broken object. It keeps its
-place in line; these functions read what a queue needs to know of it.
+A job of a class that does not import is loaded by ZODB as a broken object, and one whose
+arguments' module raises when it is imported is not loaded at all. Both keep their places
+in line; these functions read what a queue needs to know of them.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
 import pickletools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ZODB.broken
+from persistent import Persistent
+from persistent.wref import WeakRef
+from ZODB._compat import PersistentUnpickler
 from ZODB.interfaces import IBroken
 
 from perdure.model.errors import CallableNotFoundError
 from perdure.model.names import callable_of, resolve
+from perdure.model.status import Status
 
 if TYPE_CHECKING:
     from perdure.model.job import Job
 
-__all__ = ["check_resolvable", "deadline_of", "position_of", "stored"]
+__all__ = [
+    "check_resolvable",
+    "check_whole",
+    "deadline_of",
+    "is_loadable",
+    "is_whole",
+    "position_of",
+    "previous_of",
+    "status_of",
+    "stored",
+]
 
 
 def stored(job: Any, name: str, default: Any) -> Any:
-    """Return an attribute as it is stored, of a broken job, too."""
-    if IBroken.providedBy(job):
-        job._p_activate()
+    """Return an attribute as it is stored, of a job that cannot be loaded, too.
+
+    Of such a job, what is no plain value may be a stand-in.
+    """
+    if is_loadable(job):
+        return getattr(job, name, default)
+    if _is_broken(type(job)):
         return (job.__Broken_state__ or {}).get(name, default)
-    return getattr(job, name, default)
+    return _raw_state(job).get(name, default)
+
+
+def is_loadable(job: Any) -> bool:
+    """Tell whether the job's record can be loaded here, as an object of its own class."""
+    try:
+        job._p_activate()
+    # Loading it imports the application's modules, which may raise anything.
+    except Exception:
+        if _first_broken_global(job) is None:
+            raise
+        return False
+    return not _is_broken(type(job))
+
+
+def is_whole(job: Any) -> bool:
+    """Tell whether the job's record can be loaded here with all that it holds.
+
+    Only then may it be written here.
+    """
+    if not is_loadable(job):
+        return False
+    return not ZODB.broken.broken_cache or _broken_part(job) is None
+
+
+def previous_of(job: Any) -> Job | None:
+    """Return the job that was put before, into the same inbox."""
+    previous = stored(job, "_previous", None)
+    if isinstance(previous, _Reference):
+        previous = job._p_jar.get(previous.oid)
+    found: Job | None = previous
+    return found
+
+
+def status_of(job: Any) -> Status:
+    """Return the status of a job, which need not be loadable."""
+    if is_loadable(job):
+        status: Status = job.status
+        return status
+    status = Status(stored(job, "_status_name", Status.NEW.value))
+    if status is Status.NEW and stored(job, "_agent", None) is not None:
+        return Status.ASSIGNED
+    if status is Status.NEW and stored(job, "_queue", None) is not None:
+        return Status.PENDING
+    return status
 
 
 def position_of(job: Any) -> tuple[int, int]:
@@ -44,12 +110,24 @@ def deadline_of(job: Any) -> int | None:
     return None if begin_by is None or begin_after is None else begin_after + begin_by
 
 
-def check_resolvable(job: Job) -> None:
+def check_resolvable(job: Job, known: Mapping[str, str] | None = None) -> None:
     """Raise `CallableNotFoundError` where this process cannot run `job`.
 
     That is so where its class, its callable, the class of the object that has the
-    method, or a class in its arguments does not import.
+    method, or a class in its arguments does not import. The names in `known` are taken
+    as not to be had, for the reason that is given there.
     """
+    known = known or {}
+    check_whole(job, known)
+    target = job._callable
+    if isinstance(target, str):
+        _refuse_known(target, known)
+    callable_of(target)
+
+
+def check_whole(job: Job, known: Mapping[str, str] | None = None) -> None:
+    """Raise `CallableNotFoundError` where `is_whole` is False; `known` as above."""
+    known = known or {}
     try:
         job._p_activate()
     # Loading it imports the application's modules, which may raise anything.
@@ -58,23 +136,66 @@ def check_resolvable(job: Job) -> None:
         if name is None:
             raise
         raise CallableNotFoundError(name, f"{type(error).__name__}: {error}") from error
-    if IBroken.providedBy(job):
-        _check_class(type(job))
-    target = job._callable
-    if not isinstance(target, str) and IBroken.providedBy(target[0]):
-        _check_class(type(target[0]))
-    callable_of(target)
+    if _is_broken(type(job)):
+        _check_class(type(job), known)
     # Empty unless this process has met a class that does not import, which is rare.
     if ZODB.broken.broken_cache:
-        name = _first_broken_global(job)
-        if name is not None:
-            resolve(name)
+        part = _broken_part(job)
+        if part is not None:
+            _check_class(part, known)
 
 
-def _check_class(kind: type) -> None:
+def _is_broken(kind: type) -> bool:
+    # Not asked of the object, which that would load.
+    return bool(IBroken.implementedBy(kind))
+
+
+def _refuse_known(name: str, known: Mapping[str, str]) -> None:
+    if name in known:
+        raise CallableNotFoundError(name, known[name])
+
+
+def _check_class(kind: type, known: Mapping[str, str]) -> None:
     name = f"{kind.__module__}:{kind.__qualname__}"
+    _refuse_known(name, known)
     resolve(name)
     raise CallableNotFoundError(name, "it was not importable when its object was loaded")
+
+
+class _BrokenFinder(pickle.Pickler):
+    """Finds a broken object, or a broken class, among what it pickles."""
+
+    found: type | None = None
+
+    def persistent_id(self, obj: Any) -> str | None:
+        if isinstance(obj, (Persistent, WeakRef)):
+            self._notes(type(obj))
+            return "reference"
+        return None
+
+    def reducer_override(self, obj: Any) -> Any:
+        # A broken one is not pickled itself: its class has no name that can be found.
+        if self._notes(obj if isinstance(obj, type) else type(obj)):
+            return object, ()
+        return NotImplemented
+
+    def _notes(self, kind: type) -> bool:
+        broken = _is_broken(kind)
+        if broken and self.found is None:
+            self.found = kind
+        return broken
+
+
+def _broken_part(job: Any) -> type | None:
+    # Neither the job that was put before this one is a part of it, nor what is not stored.
+    state = {
+        name: value
+        for name, value in vars(job).items()
+        if name != "_previous" and not name.startswith("_v_")
+    }
+    finder = _BrokenFinder(io.BytesIO(), 3)
+    finder.dump(state)
+    return finder.found
 
 
 def _first_broken_global(job: Any) -> str | None:
@@ -88,6 +209,35 @@ def _first_broken_global(job: Any) -> str | None:
         except CallableNotFoundError:
             return name
     return None
+
+
+class _Stand:
+    """Stands for an object of whatever class."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Stand:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Reference:
+    """Stands for a persistent object."""
+
+    def __init__(self, reference: Any) -> None:
+        self.oid = reference[0] if isinstance(reference, tuple) else reference
+
+
+def _raw_state(job: Any) -> dict[str, Any]:
+    """Return the state in the job's record, with stand-ins for what is no plain value."""
+    data, _ = job._p_jar._storage.load(job._p_oid)
+    unpickler = PersistentUnpickler(lambda *name: _Stand, _Reference, io.BytesIO(data))
+    unpickler.load()
+    state = unpickler.load()
+    return state if isinstance(state, dict) else {}
 
 
 def _globals(data: bytes) -> list[str]:

@@ -65,6 +65,7 @@ ARROWS: dict[str, Arrow] = {
         Arrow("complete", (Status.CALLBACKS,), Status.COMPLETED, "no callback is left"),
     )
 }
+"""Every way in which a job can move, by its name."""
 
 
 def diagram() -> str:

@@ -5,17 +5,27 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from persistent import Persistent
 from persistent.wref import WeakRef
 
 from perdure.model.errors import NotStorableError
 
-__all__ = ["ARGUMENT_LIMIT_BYTES", "check_arguments", "check_value", "contains_persistent"]
+__all__ = [
+    "ARGUMENT_LIMIT_BYTES",
+    "check_arguments",
+    "check_value",
+    "contains_persistent",
+    "copied",
+    "is_plain",
+]
 
 ARGUMENT_LIMIT_BYTES = 1_000_000
 """How large the pickled arguments of one job may be, unless set otherwise."""
+
+
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 class _Pickler(pickle.Pickler):
@@ -77,6 +87,45 @@ def contains_persistent(value: object) -> bool:
     pickler = _Pickler(io.BytesIO(), 3)
     pickler.dump(value)
     return pickler.saw_persistent
+
+
+def is_plain(value: object) -> bool:
+    """Tell at a glance whether `value` can be stored and cannot be changed."""
+    return type(value) in _PLAIN
+
+
+T = TypeVar("T")
+
+
+def copied(value: T) -> T:
+    """Return a copy of plain data, with the same persistent objects in it.
+
+    Raises what pickling raises, for what cannot be stored.
+    """
+    if is_plain(value) or isinstance(value, Persistent):
+        return value
+    kept: list[Any] = []
+    buffer = io.BytesIO()
+    _Copier(buffer, kept).dump(value)
+    buffer.seek(0)
+    unpickler = pickle.Unpickler(buffer)
+    unpickler.persistent_load = kept.__getitem__  # type: ignore[method-assign]
+    copy: T = unpickler.load()
+    return copy
+
+
+class _Copier(pickle.Pickler):
+    """Pickles persistent objects as numbers of places in a list."""
+
+    def __init__(self, buffer: io.BytesIO, kept: list[Any]) -> None:
+        super().__init__(buffer, pickle.HIGHEST_PROTOCOL)
+        self._kept = kept
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if not isinstance(obj, (Persistent, WeakRef)):
+            return None
+        self._kept.append(obj)
+        return len(self._kept) - 1
 
 
 def _size(value: object) -> int:

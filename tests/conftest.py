@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 pytest_plugins = [
+    "support.desk",
     "support.installed",
     "support.leftovers",
     "support.quickness",
     "support.spec_lines",
+    "support.systems",
+    "support.world",
 ]
