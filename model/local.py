@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import transaction
 
 from perdure.model.environment import environment
-from perdure.model.errors import BadStatusError
+from perdure.model.errors import BadStatusError, JobNotFoundError
 
 if TYPE_CHECKING:
     from perdure.model.dispatchers import DispatcherRecord
@@ -117,7 +117,9 @@ def get_live_annotation(
     """Return an annotation as it is in the database now, not as this transaction sees it.
 
     Where the job (default: the one that runs here) has none of that name, wait up to
-    `timeout` for one to be set, then return `default`.
+    `timeout` for one to be set, then return `default`. The caller's transaction is not
+    touched. Raises `BadStatusError` without a job outside of one, `JobNotFoundError` for a
+    job that is not stored yet.
     """
     target = get_job() if job is None else job
     with _own_view(target) as (manager, found):
@@ -138,7 +140,9 @@ def get_live_annotation(
 @contextlib.contextmanager
 def _own_view(job: Job) -> Iterator[tuple[transaction.TransactionManager, Job]]:
     """Open a connection of its own, with `job` in it."""
-    database = job.ref and job._p_jar.db()
+    if job._p_jar is None:
+        raise JobNotFoundError(f"{job!r} was not stored yet: put it first")
+    database = job._p_jar.db()
     manager = transaction.TransactionManager()
     connection = database.open(transaction_manager=manager)
     # In it, the job is not this thread's to write.

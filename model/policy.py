@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from persistent import Persistent
 from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
+from ZODB.POSException import ConflictError
 
 from perdure.model.errors import UnknownSettingError
 from perdure.model.failure import Failure
@@ -70,14 +71,19 @@ class CommitErrored:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The process that ran the job ended, or had to leave it."""
+    """The process that ran the job ended, or had to leave it; `data` as in `JobErrored`."""
 
     data: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Run the job again: here after `after`, or, after an interruption, from its queue."""
+    """Run the job again, `after` that time.
+
+    After an error the same worker runs it, and waits meanwhile, keeping place and quotas;
+    after an interruption the job goes back into its queue. Raises `UnknownSettingError` for
+    what is no timedelta of zero or more.
+    """
 
     after: timedelta = _ZERO
 
@@ -92,16 +98,15 @@ class Retry:
 class Reschedule:
     """Back into the queue: first in line for a moment that is past, else held until then.
 
-    `when` is a moment, or a time from now. A naive moment is taken as UTC.
+    `when` is a moment, or a time from now (zero or less: first in line). A naive moment is
+    taken as UTC. Raises `UnknownSettingError` for anything else.
     """
 
     when: datetime.datetime | timedelta
 
     def __post_init__(self) -> None:
         if not isinstance(self.when, (datetime.datetime, timedelta)):
-            raise UnknownSettingError(
-                f"Reschedule({self.when!r}): give a datetime or a timedelta"
-            )
+            raise UnknownSettingError(f"Reschedule({self.when!r}): give a datetime or a timedelta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,9 @@ class RetryPolicy(Persistent):
     Subclass it and write `on_receive`. It runs in the worker's thread, in a transaction
     of its own that is aborted afterwards: what it sets on itself is kept all the same,
     and stored with the job's next commit; nothing else that it changes is.
+
+    `job` is the job that it was made for. `data` is a dictionary for what it counts and
+    notes; it is sent with each message, as pairs.
     """
 
     def __init__(self, job: Job) -> None:
@@ -178,7 +186,7 @@ class RetryCommonFourTimes(RetryPolicy):
             return self._again("disconnect", self.count("disconnect"), None, step_seconds=5)
         if failure.check(TransientError):
             self.note("transaction_error", failure)
-            if not message.alone:
+            if not message.alone and failure.check(ConflictError):
                 return Retry()
             return self._again(
                 "transaction error", self.count("transaction_error"), self.max_transaction_errors
@@ -245,7 +253,9 @@ def register_retry_policy(name: str, factory: PolicyFactory | None) -> None:
     """Register `factory` under `name` in this process; None removes the name.
 
     The one under ``""`` is the default for jobs, the one under ``"callback"`` for
-    callbacks. Register while a program starts, before jobs run.
+    callbacks. It is looked up in the process that runs a job, at its first trouble:
+    register while a program starts, before jobs run. From any thread; touches no
+    transaction. Raises `UnknownSettingError` for a name that is no text.
     """
     if not isinstance(name, str):
         raise UnknownSettingError(f"{name!r} is no name for a retry policy: give a text")

@@ -8,7 +8,6 @@ is stored before the next step, so that another runner can go on from any of the
 
 from __future__ import annotations
 
-import copy
 import datetime
 import logging
 from collections.abc import Callable, Mapping
@@ -16,26 +15,26 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
-import transaction
+from transaction.interfaces import NoTransaction
 from ZODB.POSException import ConflictError
 from ZODB.utils import z64
 
 from perdure.model import local
-from perdure.model.callbacks import CallbackProxy, call_result
+from perdure.model.callbacks import CallbackProxy
 from perdure.model.clock import Clock, StopSignal
-from perdure.model.environment import clock_of
 from perdure.model.errors import (
     AbortedError,
-    BadStatusError,
     JobTimeoutError,
     NotStorableError,
     ReassignedError,
 )
 from perdure.model.failure import Failure
+from perdure.model.fence import Fence
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.lane import Attempt, Lane
 from perdure.model.logs import events, fields, trace
+from perdure.model.memory import Memory
 from perdure.model.policy import (
     CommitErrored,
     Decision,
@@ -44,13 +43,14 @@ from perdure.model.policy import (
     JobErrored,
     Reschedule,
     Retry,
-    RetryPolicy,
 )
 from perdure.model.ref import JobRef
 from perdure.model.retrying import never_fail
+from perdure.model.saferepr import safe_repr
 from perdure.model.status import Status
+from perdure.model.storable import check_value, copied, is_plain
 
-__all__ = ["Runner", "fail_by_hand", "resume_by_hand", "run_by_hand"]
+__all__ = ["Runner", "tell_failure"]
 
 _ZERO = timedelta(0)
 _STEP_SECONDS = 5
@@ -59,94 +59,6 @@ _LONGEST_SECONDS = 60
 
 class _Lost(BaseException):
     """The job was taken from this runner; no `Exception`, so that nothing retries it."""
-
-
-class _Memory:
-    """What the policy of a job keeps in itself, through the aborts of its attempts."""
-
-    def __init__(self) -> None:
-        self._policy: RetryPolicy | None = None
-        self._state: dict[str, Any] | None = None
-
-    def keep(self, policy: RetryPolicy) -> None:
-        """Remember the policy as it is now."""
-        policy._p_activate()
-        self._policy = policy
-        self._state = _copied(policy.__getstate__())
-
-    def restore(self, job: Job) -> None:
-        """Give `job` the policy that was remembered, to be stored with this transaction."""
-        if self._state is None:
-            return
-        if job._policy is None:
-            job._policy = self._policy
-        self._policy = job._policy
-        assert self._policy is not None
-        self._policy._p_activate()
-        self._policy.__setstate__(_copied(self._state))
-        self._policy._p_changed = True
-
-
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    containers = (dict, list, set)
-    return {
-        name: copy.deepcopy(value) if isinstance(value, containers) else value
-        for name, value in state.items()
-    }
-
-
-class _Fence:
-    """Sees to it that no transaction of this thread commits for a job that was lost.
-
-    Every commit writes the record of the job that was claimed, or makes sure that it is
-    current; whoever takes the job from us writes it.
-    """
-
-    def __init__(self, runner: Runner, root: Job) -> None:
-        self._runner = runner
-        self._root = root
-        self._claim = root._claim
-        self._agent = root._agent
-        self._warned = False
-        self.in_call = False
-
-    def check(self) -> None:
-        """Raise `ReassignedError` where the job was taken from us."""
-        root = self._root
-        if root._p_jar is None:
-            return
-        root._p_activate()
-        if root._claim != self._claim or root._agent is not self._agent:
-            raise ReassignedError(
-                f"{root!r} was taken from this worker: what it has not committed is dropped"
-            )
-
-    def newTransaction(self, transaction: Any) -> None:  # noqa: N802
-        if self.in_call and not self._warned:
-            self._warned = True
-            events.warning(
-                "%r ends its transaction by itself: what it does is no longer in one "
-                "transaction with its result", self._root, extra=fields(self._root),
-            )  # fmt: skip
-        transaction.addBeforeCommitHook(self._before_commit)
-
-    def beforeCompletion(self, transaction: Any) -> None:  # noqa: N802
-        pass
-
-    def afterCompletion(self, transaction: Any) -> None:  # noqa: N802
-        pass
-
-    def _before_commit(self) -> None:
-        root = self._root
-        if root._p_jar is None or root._p_serial == z64:
-            return
-        self.check()
-        if self.in_call:
-            # The job's own commit may write to other data managers alone, and then a
-            # mere readCurrent is not looked at.
-            root._p_changed = True
-        else:
-            root._p_jar.readCurrent(root)
 
 
 class Runner:
@@ -171,7 +83,7 @@ class Runner:
         self._stop = stop
         self._lane = lane
         self._on_result = on_result
-        self._fence: _Fence | None = None
+        self._fence: Fence | None = None
 
     def run(
         self, root: Job, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -182,27 +94,23 @@ class Runner:
         `ReassignedError` where it is taken away meanwhile, `StopRequested`, and whatever
         else is no `Exception` and comes out of a job; the transaction is aborted then.
         """
-        fence = self._fence = _Fence(self, root)
+        fence = self._fence = Fence(root)
         self._manager.registerSynch(fence)
         try:
             self._run(root, args, dict(kwargs or {}))
         except _Lost as lost:
-            self._manager.abort()
+            self._abort()
             events.error("%s", lost, extra=fields(root))
             raise ReassignedError(str(lost)) from lost.__cause__
-        except BaseException:
-            self._manager.abort()
-            raise
         finally:
+            self._abort()
             self._manager.unregisterSynch(fence)
             self._fence = None
 
     def _run(self, root: Job, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self._fence is not None
         stack = [root]
-        self._view(root)
-        if root.status is Status.ACTIVE and not isinstance(root, CallbackProxy):
-            self._interrupted(root)
-        while stack:
+        while stack and not self._fence.released:
             job = stack[-1]
             self._view(job)
             status = job.status
@@ -216,17 +124,20 @@ class Runner:
                     self._complete(job)
                 else:
                     stack.append(waiting)
+            elif status is Status.NEW and job is not root and self._late(job):
+                events.error("callback %r has expired", job, extra=fields(job))
+                error = JobTimeoutError(f"{job!r} was to begin by {job.deadline}, and did not")
+                self._finish(job, Failure(error), "fail")
             elif isinstance(job, CallbackProxy):
                 self._run_proxy(job, stack)
             elif status is Status.ACTIVE:
                 self._interrupted(job)
-            elif job is not root and job.deadline is not None and self._late(job):
-                events.error("callback %r has expired", job, extra=fields(job))
-                self._finish(job, Failure(JobTimeoutError(f"{job!r} expired")), "fail")
             else:
-                if job is not root:
+                if job.parent is not None:
                     trace.debug("callback %r is started", job, extra=fields(job))
-                extra = (*args, *call_result(job)) if job is root else call_result(job)
+                told_by = job.told_by
+                told = () if told_by is None else (told_by.result,)
+                extra = (*args, *told) if job is root else told
                 self._execute(job, extra, kwargs if job is root else {})
 
     # Stored steps.
@@ -236,7 +147,7 @@ class Runner:
         failures = 0
         while True:
             try:
-                self._manager.abort()
+                self._abort()
                 self._manager.begin()
                 if job._p_jar is not None and job._p_serial != z64:
                     job._p_invalidate()
@@ -247,10 +158,18 @@ class Runner:
             except Exception as error:
                 failures += 1
                 if failures == 1 or failures % 10 == 0:
-                    events.info(
-                        "%r waits for the database: %s", job, error, extra=fields(job)
-                    )
+                    events.info("%r waits for the database: %s", job, error, extra=fields(job))
                 self._pause(failures)
+
+    def _abort(self) -> None:
+        try:
+            self._manager.abort()
+        except NoTransaction:
+            # Only explicit managers say so; nothing is open, and that is what is wanted.
+            pass
+        # The transaction is over even so.
+        except Exception:
+            events.error("an abort failed", exc_info=True)
 
     def _pause(self, failures: int) -> None:
         seconds = min(_LONGEST_SECONDS, failures * _STEP_SECONDS)
@@ -276,11 +195,15 @@ class Runner:
         def complete() -> None:
             if job.status is Status.CALLBACKS and _next_callback(job) is None:
                 job._complete()
+                if job._own_side is not None:
+                    # Nobody settles it: one who adds a callback in this instant must not win.
+                    job._own_side._p_activate()
+                    job._p_jar.readCurrent(job._own_side)
 
         self._store(job, "completing", complete)
 
     def _finish(
-        self, job: Job, result: Any, arrow: str = "end", memory: _Memory | None = None
+        self, job: Job, result: Any, arrow: str = "end", memory: Memory | None = None
     ) -> None:
         """Store a result that was not stored with the effects of an attempt."""
 
@@ -290,33 +213,29 @@ class Runner:
             if memory is not None:
                 memory.restore(job)
             job._end(result, arrow)
-            if not job.callbacks:
-                job._complete()
+            job._complete_if_alone()
 
         self._store(job, "storing the result of", end)
         self._tell_result(job, result)
 
     def _tell_result(self, job: Job, result: Any) -> None:
-        extra = fields(job)
-        if isinstance(result, Failure):
-            level = job.failure_log_level
-            if level is None:
-                level = logging.ERROR if job.parent is None else logging.CRITICAL
-            if events.isEnabledFor(level):
-                text = result.traceback("verbose")
-                events.log(level, "%r failed:\n%s", job, text, extra=extra)
+        if isinstance(job, CallbackProxy):
+            # What it passes on was told of already.
+            pass
+        elif isinstance(result, Failure):
+            tell_failure(job, result)
         else:
-            trace.info("%r succeeded with %r", job, result, extra=extra)
+            trace.info("%r succeeded with %s", job, safe_repr(result), extra=fields(job))
         if self._on_result is not None and job._p_oid is not None:
             self._on_result(JobRef.of(job))
 
     # One job.
 
     def _execute(self, job: Job, extra: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        memory = _Memory()
+        memory = Memory()
 
         def begin() -> None:
-            if job.status is not Status.ACTIVE:
+            if job.status in (Status.NEW, Status.ASSIGNED):
                 job._begin()
                 if job._policy is not None:
                     job._policy.claimed()
@@ -332,12 +251,15 @@ class Runner:
                 message = self._attempt(job, extra, kwargs, attempt)
             if message is None:
                 return
-            alone = message.failure.check(ConflictError) is not None and not message.alone
+            # A conflict may be of our own dispatcher's making only in the first attempt.
+            alone = message.failure.check(ConflictError) is not None
             decision = self._decide(job, message, memory)
             if isinstance(decision, Retry):
                 if decision.after > _ZERO:
                     self._stop.wait(decision.after)
-                continue
+                    self._view(job)
+                if not self._late(job):
+                    continue
             if isinstance(decision, Reschedule):
                 if job.queue is not None and job._agent is not None:
                     self._reschedule(job, decision.when, memory)
@@ -360,50 +282,49 @@ class Runner:
         """Call the callable and commit its result; return what went wrong, or None."""
         before = job.__getstate__() if job._p_jar is None else None
         info = None
+        returned = False
         try:
             with self._in_call(job):
                 info = job.set_up()
-                result = job.callable(*job._args, *extra, **{**(job._kwargs or {}), **kwargs})
-        except BaseException as error:
-            failure = Failure(error) if isinstance(error, Exception) else None
-            self._manager.abort()
-            self._tear_down(job, info)
-            if failure is None:
-                raise
-            return JobErrored(failure, alone=attempt.alone)
-        try:
+                result = job.callable(
+                    *_fresh(job._args), *extra, **{**_fresh(job._kwargs or {}), **kwargs}
+                )
             _check_result(job, result)
+            returned = True
             job._end(result)
-            if not job.callbacks:
-                job._complete()
+            job._complete_if_alone()
             self._manager.commit()
         except BaseException as error:
             failure = Failure(error) if isinstance(error, Exception) else None
-            self._manager.abort()
+            self._abort()
             if before is not None:
                 job.__setstate__(before)
             self._tear_down(job, info)
             if failure is None:
                 raise
-            self._view(job)
-            if job.status is not Status.ACTIVE:
-                # The commit took place, although it raised.
-                self._tell_result(job, job.result)
-                return None
-            self._tell_lost_result(job, result)
-            return CommitErrored(failure, alone=attempt.alone)
-        self._tear_down(job, info)
-        self._tell_result(job, result)
-        return None
+        else:
+            self._tear_down(job, info)
+            self._tell_result(job, result)
+            return None
+        if not returned:
+            return JobErrored(failure, alone=attempt.alone)
+        self._view(job)
+        if job.status is not Status.ACTIVE:
+            # The commit took place, although it raised.
+            self._tell_result(job, job.result)
+            return None
+        self._tell_lost_result(job, result)
+        return CommitErrored(failure, alone=attempt.alone)
 
-    def _in_call(self, job: Job) -> AbstractContextManager[Any]:
-        fence = self._fence
-        assert fence is not None
-        return _InCall(fence, local.running(job, fence._root))
+    def _in_call(self, job: Job) -> AbstractContextManager[None]:
+        assert self._fence is not None
+        return self._fence.in_call(job)
 
     def _tear_down(self, job: Job, info: Any) -> None:
+        assert self._fence is not None
         try:
-            job.tear_down(info)
+            with local.running(job, self._fence.root):
+                job.tear_down(info)
         # The job's fate is settled, whatever this raises.
         except Exception:
             events.critical("tear_down of %r failed", job, exc_info=True, extra=fields(job))
@@ -411,16 +332,15 @@ class Runner:
     def _tell_lost_result(self, job: Job, result: Any) -> None:
         extra = fields(job)
         if isinstance(result, Failure):
-            level = job.failure_log_level
             events.log(
-                logging.ERROR if level is None else level,
-                "%r had failed before its commit failed:\n%s",
+                _failure_level(job), "%r had failed before its commit failed:\n%s",
                 job, result.traceback("verbose"), extra=extra,
             )  # fmt: skip
         else:
             events.info(
-                "%r had succeeded with %r before its commit failed", job, result, extra=extra
-            )
+                "%r had succeeded with %s before its commit failed",
+                job, safe_repr(result), extra=extra,
+            )  # fmt: skip
 
     # What the policy says.
 
@@ -429,7 +349,7 @@ class Runner:
         return deadline is not None and deadline < self._clock.now()
 
     def _decide(
-        self, job: Job, message: JobErrored | CommitErrored | Interrupted, memory: _Memory
+        self, job: Job, message: JobErrored | CommitErrored | Interrupted, memory: Memory
     ) -> Decision:
         """Ask the policy until it answers; what it keeps is in `memory` afterwards."""
         failures = 0
@@ -440,7 +360,7 @@ class Runner:
             try:
                 memory.restore(job)
                 policy = job.get_retry_policy()
-                data = tuple(sorted(getattr(policy, "data", {}).items()))
+                data = tuple(sorted(copied(getattr(policy, "data", {})).items()))
                 decision: object = policy.on_receive(_with_data(message, data))
                 memory.keep(policy)
                 break
@@ -451,9 +371,9 @@ class Runner:
                     "the retry policy of %r cannot be asked, %d times so far", job, failures,
                     exc_info=True, extra=fields(job),
                 )  # fmt: skip
-                self._manager.abort()
+                self._abort()
                 self._pause(failures)
-        self._manager.abort()
+        self._abort()
         if isinstance(decision, (Retry, Reschedule, GiveUp)):
             return decision
         events.error(
@@ -462,9 +382,7 @@ class Runner:
         )  # fmt: skip
         return GiveUp()
 
-    def _reschedule(
-        self, job: Job, when: datetime.datetime | timedelta, memory: _Memory
-    ) -> None:
+    def _reschedule(self, job: Job, when: datetime.datetime | timedelta, memory: Memory) -> None:
         def enter() -> None:
             queue = job.queue
             if job.status is not Status.ACTIVE or queue is None:
@@ -479,11 +397,15 @@ class Runner:
             else:
                 queue._enter(job, "reschedule", due=due)
 
+        fence = self._fence
+        assert fence is not None
+        fence.letting_go = job is fence.root
         self._store(job, "rescheduling", enter)
+        fence.released = fence.letting_go
 
     def _interrupted(self, job: Job) -> None:
         """Put an ACTIVE job, whose worker is gone, to its policy."""
-        memory = _Memory()
+        memory = Memory()
         decision = self._decide(job, Interrupted(), memory)
         trace.info("%r was interrupted: %r", job, decision, extra=fields(job))
         if isinstance(decision, GiveUp):
@@ -512,7 +434,20 @@ class Runner:
     def _serve(self, internal: InternalJob, stack: list[Job]) -> None:
         job = internal.serves
         status = job.status
-        if internal.kind == "expire" and status is Status.PENDING:
+
+        def end() -> None:
+            agent = job._agent
+            if internal.kind == "recover" and agent is not None and job._claim == internal.claim:
+                agent.interrupt(job)
+            if internal.status is not Status.COMPLETED:
+                internal._begin()
+                internal._end(None)
+                internal._complete()
+
+        if job._agent is not None:
+            # Nobody's to deal with here: an agent has it, maybe since it was dealt with.
+            self._store(internal, "ending", end)
+        elif internal.kind == "expire" and status is Status.PENDING:
             error = JobTimeoutError(f"{job!r} was to begin by {job.deadline}, and did not")
             self._finish(job, Failure(error), "fail")
         elif internal.kind == "interrupt" and status is Status.ACTIVE:
@@ -520,49 +455,26 @@ class Runner:
         elif status is Status.CALLBACKS:
             stack.append(job)
         else:
-
-            def end() -> None:
-                if internal.status is not Status.COMPLETED:
-                    internal._begin()
-                    internal._end(None)
-                    internal._complete()
-
             self._store(internal, "ending", end)
 
     def _run_proxy(self, proxy: CallbackProxy, stack: list[Job]) -> None:
         if proxy.status is not Status.ACTIVE:
 
             def choose() -> None:
-                if proxy.status is not Status.ACTIVE:
+                if proxy.status in (Status.NEW, Status.ASSIGNED):
                     proxy._begin()
                     proxy.choose()
 
             self._store(proxy, "choosing for", choose)
             return
-        assert proxy.parent is not None
         chosen = proxy.job
         if chosen is None:
-            self._finish(proxy, proxy.parent.result)
+            assert proxy.told_by is not None
+            self._finish(proxy, proxy.told_by.result)
         elif chosen.status is not Status.COMPLETED:
             stack.append(chosen)
         else:
             self._finish(proxy, chosen.result)
-
-
-class _InCall:
-    """While the job's own code runs: it is the current job, and commits are its own."""
-
-    def __init__(self, fence: _Fence, current: AbstractContextManager[None]) -> None:
-        self._fence = fence
-        self._current = current
-
-    def __enter__(self) -> None:
-        self._current.__enter__()
-        self._fence.in_call = True
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._fence.in_call = False
-        self._current.__exit__(*exc_info)
 
 
 def _next_callback(job: Job) -> Job | None:
@@ -578,80 +490,33 @@ def _with_data(message: Any, data: tuple[tuple[str, Any], ...]) -> Any:
     return type(message)(message.failure, data, message.alone)
 
 
+def _fresh(arguments: Any) -> Any:
+    """Return a copy for one attempt, so that what it does to them is nobody else's."""
+    values = arguments.values() if isinstance(arguments, dict) else arguments
+    return arguments if all(map(is_plain, values)) else copied(arguments)
+
+
 def _check_result(job: Job, result: Any) -> None:
+    """Raise `NotStorableError` here, where it is an error of the callable, not of the commit."""
     if isinstance(result, Job):
         raise NotStorableError(
             f"{job!r} returned the job {result!r}, which this version does not wait for: "
             "return its ref, or let a callback do what follows"
         )
+    if not is_plain(result):
+        check_value(result, f"the result of {job!r}")
 
 
-# By hand, with no dispatcher anywhere.
+def _failure_level(job: Job) -> int:
+    level = job.failure_log_level
+    if level is None:
+        return logging.ERROR if job.parent is None else logging.CRITICAL
+    return level
 
 
-def run_by_hand(
-    job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, commit: bool
-) -> Any:
-    """Run `job` in this thread; see `Job.__call__`."""
-    runner = _runner_by_hand(job, commit)
-    runner.run(job, args, kwargs)
-    return _after(job, runner)
-
-
-def resume_by_hand(job: Job, *, commit: bool) -> None:
-    """Go on with an ACTIVE or CALLBACKS job; see `Job.handle_interrupt`."""
-    runner = _runner_by_hand(job, commit)
-    runner.run(job)
-    _after(job, runner)
-
-
-def fail_by_hand(job: Job, error: BaseException | None, *, commit: bool) -> None:
-    """End a job that has not begun; see `Job.fail`."""
-    if job.status is Status.CALLBACKS:
-        resume_by_hand(job, commit=commit)
-        return
-    failure = Failure(JobTimeoutError(f"{job!r} was ended before it began") if error is None else error)
-    queue = job._queue
-    if queue is None:
-        job._end(failure, "fail")
-        if not job.callbacks:
-            job._complete()
-        else:
-            resume_by_hand(job, commit=True)
-        return
-    if job.status is Status.PENDING:
-        queue._leave(job)
-    else:
-        queue._release_quotas(job)
-    job._end(failure, "fail")
-    job._lose()
-    queue._put_internal("resume", job)
-
-
-def _runner_by_hand(job: Job, commit: bool) -> Runner:
-    if local.current() is not None:
-        raise BadStatusError(
-            f"{job!r} cannot be run by hand inside a running job, since that would commit "
-            "the running job's transaction: put it into a queue"
-        )
-    jar = job._p_jar
-    manager = transaction.manager if jar is None else jar.transaction_manager
-    if manager.get()._resources:
-        if not commit:
-            raise BadStatusError(
-                f"running {job!r} by hand commits this transaction, which has changes: commit "
-                "them first, or call it with commit=True"
-            )
-        manager.commit()
-    clock = clock_of(job)
-    return Runner(manager, clock, StopSignal(clock))
-
-
-def _after(job: Job, runner: Runner) -> Any:
-    """Settle a job that an agent has, and return what calling it returns."""
-    agent = job._agent
-    if agent is not None and job.status is Status.COMPLETED:
-        number, ref = job._claim, job.ref
-        runner._store(job, "settling", lambda: agent.settle(ref, number))
-    runner._manager.begin()
-    return job if job.status is Status.PENDING else job.result
+def tell_failure(job: Job, failure: Failure) -> None:
+    """Log that `job` has failed, at the level that is set for it."""
+    level = _failure_level(job)
+    if events.isEnabledFor(level):
+        text = failure.traceback("verbose")
+        events.log(level, "%r failed:\n%s", job, text, extra=fields(job))

@@ -1,0 +1,123 @@
+"""The fence: a worker that lost its job commits nothing more for it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, suppress
+from typing import Any
+
+from transaction.interfaces import TransactionFailedError
+from ZODB.utils import z64
+
+from perdure.model import local
+from perdure.model.errors import ReassignedError
+from perdure.model.job import Job
+from perdure.model.logs import events, fields
+
+__all__ = ["Fence"]
+
+
+class Fence:
+    """Sees to it that no transaction of this thread commits for a job that was lost.
+
+    Every commit writes the record of the job that was claimed, or makes sure that it is
+    current; whoever takes the job from us writes it. It is registered as a synchronizer
+    of the transaction manager, which tells it of every end of a transaction, also of
+    those that the job's own code begins and ends.
+    """
+
+    def __init__(self, root: Job) -> None:
+        self.root = root
+        self.letting_go = False
+        """Whether the runner itself is giving the job up, so that no agent has it then."""
+        self.released = False
+        """Whether it has done so."""
+        self._claim = root._claim
+        self._agent = root._agent
+        self._warned = False
+        self._in_call = False
+
+    def check(self) -> None:
+        """Raise `ReassignedError` where the job was taken from us."""
+        root = self.root
+        if root._p_jar is None:
+            return
+        root._p_activate()
+        lost = root._agent is not self._agent and not self.letting_go
+        if lost or root._claim != self._claim:
+            raise ReassignedError(
+                f"{root!r} was taken from this worker: what it has not committed is dropped"
+            )
+
+    def in_call(self, job: Job) -> AbstractContextManager[None]:
+        """While the code of `job` runs: it is the current job, and commits are its own."""
+        return _InCall(self, local.running(job, self.root))
+
+    def newTransaction(self, transaction: Any) -> None:  # noqa: N802
+        """Do nothing: a transaction that `get` makes is not announced here, anyway."""
+
+    def beforeCompletion(self, transaction: Any) -> None:  # noqa: N802
+        """Fence the transaction off; it may be about to commit, or to abort."""
+        if self._in_call and not self._warned:
+            self._warned = True
+            events.warning(
+                "%r ends its transaction by itself: what it does is no longer in one "
+                "transaction with its result", self.root, extra=fields(self.root),
+            )  # fmt: skip
+        # A transaction whose commit has failed can only be aborted, and cannot be joined.
+        with suppress(TransactionFailedError):
+            try:
+                self._fence_off()
+            except TransactionFailedError:
+                raise
+            # Raised here, it would spoil an abort; joined, it spoils a commit alone.
+            except Exception as error:
+                transaction.join(_Refusal(error))
+
+    def afterCompletion(self, transaction: Any) -> None:  # noqa: N802
+        """Do nothing."""
+
+    def _fence_off(self) -> None:
+        root = self.root
+        if root._p_jar is None:
+            return
+        self.check()
+        if root._p_serial == z64:
+            return
+        if self._in_call:
+            # The job's own commit may write to other data managers alone, and then a
+            # mere readCurrent is not looked at.
+            root._p_changed = True
+        else:
+            root._p_jar.readCurrent(root)
+
+
+class _Refusal:
+    """A data manager that lets its transaction be aborted, and not committed."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def sortKey(self) -> str:  # noqa: N802
+        return "\0"
+
+    def tpc_begin(self, transaction: Any) -> None:
+        raise self._error
+
+    def abort(self, transaction: Any) -> None:
+        pass
+
+    commit = tpc_vote = tpc_finish = tpc_abort = abort
+
+
+class _InCall:
+    def __init__(self, fence: Fence, current: AbstractContextManager[None]) -> None:
+        self._fence = fence
+        self._current = current
+
+    def __enter__(self) -> None:
+        self._current.__enter__()
+        self._fence._in_call = True
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._fence._in_call = False
+        self._current.__exit__(None, None, None)
