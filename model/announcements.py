@@ -56,6 +56,14 @@ class Announcements:
                     listener.say()
                 self._condition.notify_all()
 
+    def announce_all(self) -> None:
+        """End every wait: whoever waits is to look again."""
+        with self._condition:
+            for listeners in self._listeners.values():
+                for listener in listeners:
+                    listener.say()
+            self._condition.notify_all()
+
     @contextlib.contextmanager
     def listen(self, key: Hashable, clock: Clock) -> Iterator[Listener]:
         """Hear what is announced of `key` from now on."""

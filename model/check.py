@@ -6,15 +6,15 @@ from collections import Counter
 from typing import Any
 
 import transaction
-from ZODB.interfaces import IBroken
 
 from perdure.model.agent import Agent
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
-from perdure.model.resolving import position_of, stored
+from perdure.model.resolving import deadline_of, is_loadable, position_of, stored
 from perdure.model.status import Status
+from perdure.model.stripe import Stripe
 
 __all__ = ["check"]
 
@@ -63,7 +63,7 @@ class _Checker:
         self._found.append(f"{self._queue!r}: {violation}")
 
     def _place(self, job: Job, place: str) -> None:
-        if IBroken.providedBy(job):
+        if not is_loadable(job):
             self._jobs[job._p_oid] = job
             self._places.setdefault(job._p_oid, []).append(place)
             return
@@ -84,16 +84,24 @@ class _Checker:
 
     def _place_served(self, internal: InternalJob) -> None:
         job = internal.serves
+        if not is_loadable(job):
+            if internal.kind != "recover":
+                self._place(job, f"with {internal!r}")
+            return
+        # One that was taken up by an agent meanwhile is in a place of its own again.
+        if internal.kind == "recover" or job._agent is not None:
+            return
         expected = {
-            "interrupt": (Status.ACTIVE, Status.PENDING, Status.CALLBACKS, Status.COMPLETED),
+            "interrupt": (Status.ACTIVE, Status.CALLBACKS, Status.COMPLETED),
             "resume": (Status.CALLBACKS, Status.COMPLETED),
             "expire": (Status.PENDING, Status.CALLBACKS, Status.COMPLETED),
         }[internal.kind]
+        # So is one that was rescheduled.
+        if internal.kind == "interrupt" and job.status in (Status.PENDING, Status.NEW):
+            return
         if job.status not in expected:
             self._say(f"{internal!r} deals with {job!r}, which is {job.status.name}")
-        # One that was rescheduled meanwhile has its place in a line again.
-        if internal.kind != "interrupt" or job.status is not Status.PENDING:
-            self._place(job, f"with {internal!r}")
+        self._place(job, f"with {internal!r}")
 
     def _walk_stripes(self) -> None:
         for index, stripe in enumerate(self._queue.stripes):
@@ -107,8 +115,22 @@ class _Checker:
                     self._check_waiting(job)
                     if position[0] != position_of(job)[0]:
                         self._say(f"{job!r} stands at {position} instead of {position_of(job)}")
+            self._check_deadlines(index, stripe)
             if count != len(stripe):
                 self._say(f"stripe {index} says {len(stripe)} jobs and has {count}")
+
+    def _check_deadlines(self, index: int, stripe: Stripe) -> None:
+        noted = {oid: (due, key, position) for due, oid, key, position in stripe.deadlines()}
+        for key, line in stripe.lines():
+            for position, job in line.items():
+                deadline = None if key.internal else deadline_of(job)
+                expected = None if deadline is None else (deadline, key, position)
+                found = noted.pop(job._p_oid, None)
+                # That of a parked one may be looked at when it is claimed.
+                if found != expected and not (key.unresolved and found is None):
+                    self._say(f"the deadline of {job!r} is noted as {found}, not {expected}")
+        for due, key, _ in noted.values():
+            self._say(f"stripe {index} notes the deadline {due} of a job not in line {key}")
 
     def _walk_inboxes(self) -> None:
         for index, stripe in enumerate(self._queue.stripes):
@@ -122,7 +144,7 @@ class _Checker:
                     self._check_waiting(job)
 
     def _check_waiting(self, job: Job) -> None:
-        if IBroken.providedBy(job):
+        if not is_loadable(job):
             return
         if job.status is not Status.PENDING:
             self._say(f"{job!r} is {job.status.name} and waits in line")
@@ -134,6 +156,9 @@ class _Checker:
         for record in self._queue.dispatchers.records():
             for agent in record.agents():
                 for job, number in agent._held.values():
+                    if not is_loadable(job):
+                        self._place(job, repr(agent))
+                        continue
                     if job._agent is not agent or job._claim != number:
                         continue
                     self._place(job, repr(agent))
@@ -149,8 +174,10 @@ class _Checker:
 
     def _compare_length(self) -> None:
         walked = sum(1 for _ in self._queue)
-        if walked != len(self._queue):
-            self._say(f"its length is {len(self._queue)}, and it has {walked} jobs")
+        # Not by `len`, which refuses to tell of one below zero.
+        length = self._queue.__len__()
+        if walked != length:
+            self._say(f"its length is {length}, and it has {walked} jobs")
 
     def _check_quotas(self) -> None:
         used: Counter[str] = Counter()
@@ -168,7 +195,7 @@ class _Checker:
 
     def _limiting(self, job: Job) -> list[str]:
         """Return the quotas that the job must hold a place of now."""
-        if IBroken.providedBy(job) or isinstance(job, InternalJob) or job.parent is not None:
+        if not is_loadable(job) or isinstance(job, InternalJob) or job._queue is None:
             return []
         if job.status not in (Status.ASSIGNED, Status.ACTIVE):
             return []

@@ -30,6 +30,9 @@ __all__ = ["Inbox", "InboxTable", "Leases"]
 ROTATE_AFTER = 64
 """How many jobs go into one inbox, and so into one stripe, before the next is used."""
 
+SILENCE_MICROSECONDS = 600_000_000
+"""How long nothing was put into an inbox before it may be dropped."""
+
 INBOXES_AT_FIRST = 4
 """How many inboxes a process rotates through while its puts do not overlap."""
 
@@ -135,6 +138,7 @@ class _Lease:
     transaction: Any
     number: int
     entries: int = 0
+    stamp: int = 0
 
 
 class Leases:
@@ -157,12 +161,18 @@ class Leases:
         self._made: dict[bytes, int] = {}
         self._free: dict[bytes, deque[int]] = {}
         self._leases: dict[tuple[int, bytes], _Lease] = {}
-        self._entries: dict[tuple[bytes, int], int] = {}
+        self._written: dict[tuple[bytes, int], tuple[int, int]] = {}
         self._used: dict[tuple[bytes, int], int] = {}
+
+    def _renew_after_fork(self) -> None:
+        if self._process != os.getpid():
+            # Another thread may have held it when this process was forked.
+            self._lock = threading.Lock()
+            self._start()
 
     def add(self, queue: Queue, job: Job) -> None:
         """Put `job` into the inbox of the current transaction for `queue`."""
-        lease = self._lease(queue)
+        lease = self._lease(queue, job._stamp)
         number = lease.number
         with self._lock:
             self._used[queue._p_oid, number] = self._used.get((queue._p_oid, number), 0) + 1
@@ -172,21 +182,20 @@ class Leases:
             queue.inboxes.add(self._key(number), inbox)
         inbox.add(job)
         # A put by somebody's own hook comes after that of `_before_commit`.
-        lease.entries = inbox.entries
+        lease.entries, lease.stamp = inbox.entries, job._stamp
 
     def _key(self, number: int) -> str:
         return f"{self._token}-{number}"
 
-    def _lease(self, queue: Queue) -> _Lease:
+    def _lease(self, queue: Queue, now: int) -> _Lease:
         jar, oid = queue._p_jar, queue._p_oid
         transaction = jar.transaction_manager.get()
+        self._renew_after_fork()
         with self._lock:
-            if self._process != os.getpid():
-                self._start()
             lease = self._leases.get((id(jar), oid))
             if lease is not None and lease.transaction is transaction:
                 return lease
-        lease = _Lease(transaction, self._take(queue, oid))
+        lease = _Lease(transaction, self._take(queue, oid, now))
         with self._lock:
             self._leases[id(jar), oid] = lease
         transaction.addBeforeCommitHook(self._before_commit, args=(queue, lease))
@@ -194,7 +203,7 @@ class Leases:
         transaction.addAfterAbortHook(self._ended, args=(False, id(jar), oid, lease))
         return lease
 
-    def _take(self, queue: Queue, oid: bytes) -> int:
+    def _take(self, queue: Queue, oid: bytes, now: int) -> int:
         """Return the number of a free inbox that this transaction sees as last written."""
         stale: list[int] = []
         try:
@@ -207,13 +216,14 @@ class Leases:
                         free.extend(range(made, made + more))
                         self._made[oid] = made + more
                     number = free.popleft()
-                    written = self._entries.get((oid, number), 0)
+                    written, stamp = self._written.get((oid, number), (0, now))
                 inbox = queue.inboxes.get(self._key(number))
                 entries = 0 if inbox is None else inbox.entries
                 # More than we know of, after a commit that raised and took place.
                 if entries >= written:
                     return number
-                if inbox is not None:
+                # One that is not in the table is not there yet, or was dropped for good.
+                if inbox is not None or now - stamp < SILENCE_MICROSECONDS:
                     stale.append(number)
         finally:
             with self._lock:
@@ -232,7 +242,7 @@ class Leases:
             del self._leases[jar_id, oid]
             number = lease.number
             if committed:
-                self._entries[oid, number] = lease.entries
+                self._written[oid, number] = lease.entries, lease.stamp
             if self._used.get((oid, number), 0) >= ROTATE_AFTER:
                 self._used[oid, number] = 0
                 self._free[oid].append(number)

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import heapq
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,17 +14,31 @@ from persistent import Persistent
 
 from perdure.model.dispatchers import Dispatchers
 from perdure.model.environment import Environment, environment
-from perdure.model.errors import BadStatusError, CallableNotFoundError, UnknownSettingError
-from perdure.model.inbox import InboxTable
+from perdure.model.errors import (
+    BadStatusError,
+    CallableNotFoundError,
+    NotStorableError,
+    QueueNotFoundError,
+    UnknownSettingError,
+)
+from perdure.model.inbox import SILENCE_MICROSECONDS, InboxTable
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job, as_job
-from perdure.model.moments import checked_moment, microseconds, moment
+from perdure.model.moments import Duration, checked_moment, microseconds, moment
 from perdure.model.names import name_of
 from perdure.model.quota import Quotas
+from perdure.model.resolving import (
+    check_resolvable,
+    check_whole,
+    deadline_of,
+    is_loadable,
+    is_whole,
+    position_of,
+    stored,
+)
 from perdure.model.side import SideRecords
 from perdure.model.status import Status
-from perdure.model.resolving import check_resolvable, position_of, stored
-from perdure.model.stripe import LineKey, Place, Stripe
+from perdure.model.stripe import LineKey, Place, Position, Stripe
 
 if TYPE_CHECKING:
     from perdure.model.policy import PolicyFactory
@@ -37,27 +51,26 @@ Filter = Callable[[Job], bool]
 STRIPES = 4
 """How many stripes a new queue has: that many dispatchers can claim without meeting."""
 
-_INBOX_SILENCE_MICROSECONDS = 600_000_000
-_FIRST_IN_LINE = 0
-
 
 class Queue(Persistent):
     """Jobs waiting for agents, in one database.
 
-    Every method works in the transaction of the queue's connection and commits nothing.
+    `quotas` are its `Quotas`, `dispatchers` its `Dispatchers`. Every method works in the
+    transaction of the queue's connection and commits nothing. Iterating, ``len(queue)`` and
+    ``queue[index]`` see the waiting jobs in the order of claims.
     `keep_completed` and `keep_failed` say how long done jobs are kept (timedelta; None:
     7 days).
     """
 
-    keep_completed: timedelta | None = None
-    keep_failed: timedelta | None = None
+    keep_completed = Duration()
+    keep_failed = Duration()
 
     def __init__(self, name: str = "", *, stripes: int = STRIPES) -> None:
         self.name = name
         self.stripe_count = stripes
         self.stripes = tuple(Stripe() for _ in range(stripes))
         self.inboxes = InboxTable()
-        self.quotas = Quotas()
+        self.quotas = Quotas(self)
         self.dispatchers = Dispatchers(self)
         self.side = SideRecords()
         self._parked: dict[str, str] = {}
@@ -87,7 +100,9 @@ class Queue(Persistent):
         cannot be stored, `ValueError` for a quota that the queue does not know, a naive
         moment or a negative duration. A refused put changes nothing.
         """
+        jar = self._stored_in()
         job = as_job(item)
+        self._check_database(job)
         if job.parent is not None:
             raise BadStatusError(f"{job!r} is a callback of another job, which runs it")
         if job.status is not Status.NEW:
@@ -100,7 +115,7 @@ class Queue(Persistent):
                 f"{job!r} needs the quotas {unknown}, which queue {self.name!r} does not have: "
                 f"call queue.quotas.create({unknown[0]!r}, size=…) first"
             )
-        job.check_storable(self._environment.argument_limit_bytes)
+        job.check_storable(environment(jar.db()).argument_limit_bytes)
         if begin_after is not None:
             begin_after = checked_moment("begin_after", begin_after)
         settings = {
@@ -110,22 +125,42 @@ class Queue(Persistent):
             "transactional": transactional,
         }
         given = {name: value for name, value in settings.items() if value is not None}
-        before = {name: getattr(job, name) for name in given}
+        before = job.__getstate__()
         try:
             for name, value in given.items():
                 setattr(job, name, value)
         except (TypeError, ValueError):
-            for name, value in before.items():
-                setattr(job, name, value)
+            job.__setstate__(before)
             raise
-        due = begin_after or job.begin_after or self._environment.clock.now()
-        self._enter(job, "put", due=due)
+        self._enter(job, "put", due=begin_after or job.begin_after)
         return job
+
+    def _stored_in(self) -> Any:
+        """Return the connection; raises `BadStatusError` where the queue has none yet."""
+        if self._p_jar is None or self._p_oid is None:
+            raise BadStatusError(f"{self!r} was not stored yet: commit it first")
+        if self.inboxes.closed:
+            raise QueueNotFoundError(f"{self!r} was removed from its database")
+        return self._p_jar
+
+    def _check_database(self, job: Job) -> None:
+        jar = job._p_jar
+        if jar is None or jar is self._p_jar:
+            return
+        here, there = self._p_jar.db().database_name, jar.db().database_name
+        raise NotStorableError(
+            f"{job!r} is stored in the database {there!r} through another connection than that "
+            f"of {self!r} in {here!r}: put a job that was not stored, or load it from there"
+        )
 
     def put_back(self, job: Job) -> Job:
         """Put a NEW job that was stored first in line; it is due at once."""
+        self._stored_in()
+        self._check_database(job)
         if job._p_oid is None:
             raise BadStatusError(f"{job!r} was never stored: put it instead")
+        if job.parent is not None:
+            raise BadStatusError(f"{job!r} is a callback of another job, which runs it")
         if job.status is not Status.NEW:
             raise BadStatusError(
                 f"{job!r} is {job.status.name}, and only a NEW job can be put back"
@@ -143,9 +178,7 @@ class Queue(Persistent):
         keeps_places: bool = False,
     ) -> None:
         """Let `job` wait here, moved by `arrow`; whoever calls may be any thread."""
-        jar = self._p_jar
-        if jar is None:
-            raise BadStatusError(f"{self!r} was not stored yet: commit it first")
+        jar = self._stored_in()
         stamp = self._environment.stamp()
         job._enter(self, arrow, due=due, stamp=stamp, first=first, keeps_places=keeps_places)
         if job._p_jar is None:
@@ -153,9 +186,9 @@ class Queue(Persistent):
         environment(jar.db()).leases.add(self, job)
         self._wake_after_commit()
 
-    def _put_internal(self, kind: str, job: Job) -> None:
+    def _put_internal(self, kind: str, job: Job, claim: int | None = None) -> None:
         """Let an internal job, first in line, do `kind` to `job`."""
-        self._enter(InternalJob(kind, job), "put", first=True)
+        self._enter(InternalJob(kind, job, claim), "put", first=True)
 
     def _wake_after_commit(self) -> None:
         wake_after_commit(self._p_jar, self._p_oid)
@@ -177,17 +210,44 @@ class Queue(Persistent):
         """
         now = microseconds(self._environment.clock.now())
         filter_name = None if filter is None else name_of(filter)
-        self._sort_in()
-        self._expire(now)
+        for stripes in self._in_turn(prefer):
+            self._sort_in(stripes)
+            self._expire(stripes, now)
+            job = self._claim_from(stripes, now, filter, filter_name)
+            if job is not None:
+                handed: list[Job] | None = getattr(self, "_v_handed", None)
+                if handed is not None:
+                    handed.append(job)
+                return job
+        return default
+
+    def _in_turn(self, prefer: Sequence[int] | None) -> list[list[int]]:
+        """Return the stripes to look into first, then the others.
+
+        Sorting in writes a stripe, so that two dispatchers, each with stripes of its own,
+        do not meet as long as there is work in these.
+        """
+        everything = list(range(len(self.stripes)))
+        if prefer is None:
+            return [everything]
+        first = [index for index in everything if index in prefer]
+        return [turn for turn in (first, [i for i in everything if i not in prefer]) if turn]
+
+    def _claim_from(
+        self, stripes: Sequence[int], now: int, filter: Filter | None, filter_name: str | None
+    ) -> Job | None:
         while True:
-            found = self._first(now, filter_name, prefer)
+            found = self._first(stripes, now, filter_name)
             if found is None:
-                return default
+                return None
             place, job = found
             key = place.line
             if name := self._unresolved(job):
                 if name != key.unresolved:
                     self._move(place, job, key._replace(unresolved=name))
+                continue
+            if key.unresolved and self._is_late(job, now):
+                self._expire_one(place, job)
                 continue
             if filter is not None and filter_name not in key.refused:
                 assert filter_name is not None
@@ -197,19 +257,19 @@ class Queue(Persistent):
                     self._move(place, job, key._replace(refused=refused))
                     continue
             if not self._take_quotas(job):
-                self._move(place, job, key._replace(quotas=tuple(sorted(job.quota_names))))
+                self._move(place, job, key._replace(quotas=self._needed_quotas(job)))
                 continue
             place.stripe.remove(place, job)
             job._claimed_from_queue()
             return job
 
     def _first(
-        self, now: int, filter_name: str | None, prefer: Sequence[int] | None
+        self, stripes: Sequence[int], now: int, filter_name: str | None
     ) -> tuple[Place, Job] | None:
         rooms: dict[tuple[str, ...], bool] = {}
-        candidates: list[tuple[bool, tuple[int, int], int, Place, Job]] = []
-        for index, stripe in enumerate(self.stripes):
-            behind = prefer is not None and index not in prefer
+        first: tuple[Position, Place, Job] | None = None
+        for index in stripes:
+            stripe = self.stripes[index]
             for key, line in stripe.lines():
                 if not self._may_have(key, filter_name):
                     continue
@@ -218,15 +278,9 @@ class Queue(Persistent):
                 if not rooms[key.quotas]:
                     continue
                 position = line.minKey()
-                if position[0] <= now:
-                    candidates.append(
-                        (behind, position, len(candidates), Place(stripe, key, position),
-                         line[position])
-                    )  # fmt: skip
-        if not candidates:
-            return None
-        _, _, _, place, job = min(candidates, key=lambda candidate: candidate[:3])
-        return place, job
+                if position[0] <= now and (first is None or position < first[0]):
+                    first = position, Place(stripe, key, position), line[position]
+        return None if first is None else first[1:]
 
     def _may_have(self, key: LineKey, filter_name: str | None) -> bool:
         if key.unresolved and key.unresolved in self._environment.unresolved:
@@ -241,17 +295,45 @@ class Queue(Persistent):
 
     def _take_quotas(self, job: Job) -> bool:
         quotas = [self.quotas[name] for name in job.quota_names if name in self.quotas]
-        if not all(job in quota or quota.has_room() for quota in quotas):
+        if not all(quota.keeps(job) or quota.has_room() for quota in quotas):
             return False
         for quota in quotas:
             quota.take(job)
         return True
 
+    def _needed_quotas(self, job: Any) -> tuple[str, ...]:
+        """Return the quotas that a waiting job has to find room in."""
+        names: tuple[str, ...] = stored(job, "_quota_names", ())
+        if stored(job, "_keeps_places", False):
+            names = tuple(
+                name for name in names if name in self.quotas and job not in self.quotas[name]
+            )
+        return tuple(sorted(set(names)))
+
     def _release_quotas(self, job: Job) -> None:
-        for name in job.quota_names:
+        self._release(job, job.quota_names)
+
+    def _release(self, job: Job, names: Iterable[str]) -> None:
+        for name in names:
             quota = self.quotas.get(name)
             if quota is not None:
                 quota.release(job)
+
+    def _under_way(self) -> Iterator[Job]:
+        """Return the jobs that hold places: with agents, or lost by their workers."""
+        for record in self.dispatchers.records():
+            for agent in record.agents():
+                for job in agent:
+                    if is_loadable(job) and job._agent is agent:
+                        yield job
+        # Those that deal with the lost ones may not be sorted in yet.
+        self._sort_in()
+        for stripe in self.stripes:
+            for key, line in stripe.lines():
+                for job in line.values() if key.internal else ():
+                    if is_loadable(job) and is_loadable(job.serves):
+                        if job.serves.status is Status.ACTIVE and job.serves._agent is None:
+                            yield job.serves
 
     def _move(self, place: Place, job: Job, key: LineKey) -> None:
         place.stripe.remove(place, job)
@@ -259,10 +341,13 @@ class Queue(Persistent):
 
     def _unresolved(self, job: Job) -> str:
         """Return the name that keeps `job` from running in this process, or ''."""
+        unresolved = self._environment.unresolved
         try:
-            check_resolvable(job)
+            check_resolvable(job, unresolved)
+            if isinstance(job, InternalJob):
+                check_whole(job.serves, unresolved)
         except CallableNotFoundError as error:
-            self._environment.unresolved[error.name] = error.reason
+            unresolved[error.name] = error.reason
             if self._parked.get(error.name) != error.reason:
                 self._parked[error.name] = error.reason
                 self._p_changed = True
@@ -283,23 +368,35 @@ class Queue(Persistent):
                     found[key.unresolved] = (reason, count + len(line))
         return found
 
-    def _expire(self, now: int) -> None:
+    def _expire(self, stripes: Sequence[int], now: int) -> None:
         """Let the jobs whose deadline passed be failed, each by an internal job."""
-        for stripe in self.stripes:
-            while (expired := stripe.expired(now)) is not None:
+        for index in stripes:
+            while (expired := self.stripes[index].expired(now)) is not None:
                 job, place = expired
-                stripe.remove(place, job)
-                self._release_quotas(job)
-                internal = InternalJob("expire", job)
-                self._p_jar.add(internal)
-                internal._enter_for(self, job)
-                stripe.insert(
-                    LineKey(refused=place.line.refused, internal=True), place.position, internal
-                )
+                if is_whole(job):
+                    self._expire_one(place, job)
+                else:
+                    # Its deadline is looked at again where it can be written.
+                    name = self._unresolved(job) or place.line.unresolved
+                    self._move(place, job, place.line._replace(unresolved=name))
 
-    def _sort_in(self) -> None:
-        """Sort the jobs in the inboxes into their stripes."""
-        for index, stripe in enumerate(self.stripes):
+    def _expire_one(self, place: Place, job: Job) -> None:
+        place.stripe.remove(place, job)
+        self._release_quotas(job)
+        internal = InternalJob("expire", job)
+        self._p_jar.add(internal)
+        internal._enter_for(self, job)
+        key = LineKey(refused=place.line.refused, internal=True)
+        place.stripe.insert(key, place.position, internal)
+
+    def _is_late(self, job: Job, now: int) -> bool:
+        deadline = deadline_of(job)
+        return deadline is not None and deadline < now and not isinstance(job, InternalJob)
+
+    def _sort_in(self, stripes: Iterable[int] | None = None) -> None:
+        """Sort the jobs in the inboxes into their stripes; default: into all of them."""
+        for index in range(len(self.stripes)) if stripes is None else stripes:
+            stripe = self.stripes[index]
             for key, cursor, entries in list(stripe.unsorted(self.inboxes, index)):
                 inbox = self.inboxes.get(key)
                 assert inbox is not None
@@ -312,12 +409,7 @@ class Queue(Persistent):
     def _line_key(self, job: Job) -> LineKey:
         if isinstance(job, InternalJob):
             return LineKey(internal=True)
-        names: tuple[str, ...] = stored(job, "_quota_names", ())
-        if stored(job, "_keeps_places", False) and all(
-            job in self.quotas[name] for name in names if name in self.quotas
-        ):
-            return LineKey()
-        return LineKey(tuple(sorted(names)))
+        return LineKey(self._needed_quotas(job))
 
     def sweep_inboxes(self) -> None:
         """Drop inboxes that were silent for long; called by a dispatcher now and then.
@@ -330,7 +422,7 @@ class Queue(Persistent):
             stripe = self.stripes[inbox.stripe]
             if stripe.cursor(key) != inbox.entries or inbox.head is None:
                 continue
-            if now - stored(inbox.head, "_stamp", 0) < _INBOX_SILENCE_MICROSECONDS:
+            if now - stored(inbox.head, "_stamp", 0) < SILENCE_MICROSECONDS:
                 continue
             if not inbox.retiring:
                 inbox.retiring = True
@@ -352,6 +444,7 @@ class Queue(Persistent):
                 inbox = self.inboxes.get(key)
                 assert inbox is not None
                 new += [(position_of(job), next(numbers), job) for job in inbox.since(cursor)]
+            # The numbers differ, so that jobs are never compared.
             lines.append(iter(sorted(new)))
         for _, _, job in heapq.merge(*lines):
             yield job
@@ -362,17 +455,19 @@ class Queue(Persistent):
     def __len__(self) -> int:
         return sum(
             len(stripe)
-            + sum(
-                count - cursor for _, cursor, count in stripe.unsorted(self.inboxes, index)
-            )
+            + sum(count - cursor for _, cursor, count in stripe.unsorted(self.inboxes, index))
             for index, stripe in enumerate(self.stripes)
         )
 
     def __bool__(self) -> bool:
         return True
 
-    def __contains__(self, job: object) -> bool:
-        return isinstance(job, Job) and job.queue is self and job.status is Status.PENDING
+    def __contains__(self, job: Any) -> bool:
+        if not isinstance(job, Persistent):
+            return False
+        if is_loadable(job):
+            return isinstance(job, Job) and job._queue is self and job.status is Status.PENDING
+        return any(stripe.find(job, position_of(job)) for stripe in self.stripes)
 
     def __getitem__(self, index: int) -> Job:
         """Return the job at `index` in claim order; walks the queue up to it."""
@@ -385,7 +480,7 @@ class Queue(Persistent):
     def pull(self, index: int = 0) -> Job:
         """Take the job at `index` in claim order out; it is NEW again.
 
-        Raises `IndexError` where there is none.
+        Raises `IndexError` where there is none, else what `remove` raises.
         """
         job = self[index]
         self.remove(job)
@@ -394,10 +489,15 @@ class Queue(Persistent):
     def remove(self, job: Job) -> None:
         """Take `job` out; it is NEW again and holds no quota places.
 
-        Raises `LookupError` where it does not wait here.
+        Raises `LookupError` where it does not wait here, also `CallableNotFoundError`
+        where it cannot be loaded here, and `BadStatusError` for an internal job, without
+        which the job that it deals with would never end.
         """
+        check_whole(job)
         if job not in self:
             raise LookupError(f"{job!r} is {job.status.name} and does not wait in {self!r}")
+        if isinstance(job, InternalJob):
+            raise BadStatusError(f"{job!r} deals with {job.serves!r} and cannot be taken out")
         self._leave(job)
         job._taken_out()
 
@@ -420,15 +520,19 @@ class Queue(Persistent):
         """Sort a waiting job anew after what is done to it in the with statement."""
         place = self._place(job)
         place.stripe.remove(place, job)
-        yield
-        key = self._line_key(job)
-        place.stripe.insert(key, place.position, job)
+        names = job.quota_names
+        try:
+            yield
+        finally:
+            self._release(job, set(names) - set(job.quota_names))
+            place.stripe.insert(self._line_key(job), place.position, job)
         self._wake_after_commit()
 
     def next_due(self) -> datetime.datetime | None:
         """Return when the next held job comes due, or expires, or None; loads no job."""
         now = microseconds(self._environment.clock.now())
-        soonest = min((due for stripe in self.stripes for due in stripe.upcoming(now)), default=None)
+        upcoming = (due for stripe in self.stripes for due in stripe.upcoming(now))
+        soonest = min(upcoming, default=None)
         return None if soonest is None else moment(soonest)
 
     @property

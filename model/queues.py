@@ -25,13 +25,19 @@ class Queues(Persistent):
         self._queues: dict[str, Queue] = {}
 
     def add(self, name: str) -> Queue:
-        """Make a queue; raises `UnknownSettingError` where the name is taken."""
+        """Make a queue; raises `UnknownSettingError` where the name is taken.
+
+        Processes that work for all queues join it at their next poll.
+        """
         if not isinstance(name, str):
             raise TypeError(f"the name of a queue is a text, not {name!r}")
         if name in self._queues:
             raise UnknownSettingError(f"there is a queue {name!r} already")
         queue = self._queues[name] = Queue(name)
         self._p_changed = True
+        if self._p_jar is not None:
+            # Known to its database at once, and so to its clock.
+            self._p_jar.add(queue)
         return queue
 
     def remove(self, name: str) -> None:
@@ -45,14 +51,16 @@ class Queues(Persistent):
                 f"{queue!r} has {len(queue)} waiting jobs, and agents hold {held}: deal with "
                 "them first"
             )
+        # A put that is under way fails at its commit.
+        queue.inboxes.close()
         del self._queues[name]
         self._p_changed = True
 
     def __getitem__(self, name: str) -> Queue:
         if name not in self._queues:
             near = difflib.get_close_matches(name, self._queues, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {sorted(self._queues)}"
-            raise QueueNotFoundError(f"there is no queue {name!r}{hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(self._queues)}"
+            raise QueueNotFoundError(f"there is no queue {name!r}; {hint}")
         return self._queues[name]
 
     def get(self, name: str) -> Queue | None:
@@ -103,6 +111,7 @@ def _install(connection: Any, names: tuple[str, ...]) -> None:
     root = connection.root()
     if ROOT_KEY not in root:
         root[ROOT_KEY] = Queues()
+        connection.add(root[ROOT_KEY])
     found = find_queues(connection)
     for name in names:
         if name not in found:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from persistent import Persistent
 from ZODB.POSException import POSKeyError
 
-from perdure.model.errors import UnknownSettingError
+from perdure.model.errors import BadStatusError, UnknownSettingError
+from perdure.model.resolving import status_of, stored
 from perdure.model.status import Status
 
 if TYPE_CHECKING:
     from perdure.model.job import Job
+    from perdure.model.queue import Queue
 
 __all__ = ["Quota", "Quotas"]
 
@@ -61,19 +63,34 @@ class Quota(Persistent):
             return True
         return len(self._needed()) < self._size
 
+    def keeps(self, job: Job) -> bool:
+        """Tell whether the place that `job` has is still its own, and nobody else's to take."""
+        return job._p_oid in self._holders and job._keeps_places
+
     def take(self, job: Job) -> None:
-        """Give `job` a place; to be called only where `has_room`, or the job has one."""
-        oid = job._p_oid
-        if oid in self._holders:
+        """Give `job` a place; to be called only where it `keeps` one, or `has_room`.
+
+        Unless it keeps one, this record is written, so that two claims which both saw the
+        last place free cannot both be committed.
+        """
+        if self.keeps(job):
             return
+        oid = job._p_oid
+        self.release(job)
         needed = self._needed() if len(self._holders) >= self._size else self._holders
-        assert len(needed) < self._size, f"{self!r} is full"
+        if len(needed) >= self._size:
+            raise BadStatusError(f"{self!r} has no room for {job!r}: ask has_room first")
         self._set((*needed, oid))
 
     def release(self, job: Job) -> None:
         """Free the place of `job`, where it holds one."""
         if job._p_oid in self._holders:
             self._set(tuple(oid for oid in self._holders if oid != job._p_oid))
+
+    def _adopt(self, holders: Iterable[Job]) -> None:
+        """Let those who are under way already hold places, even if they are too many."""
+        self._holders = tuple(dict.fromkeys(job._p_oid for job in holders))
+        self._excess = len(self._holders)
 
     def _set(self, holders: tuple[bytes, ...]) -> None:
         self._holders = holders
@@ -89,22 +106,26 @@ class Quota(Persistent):
             return True
         try:
             job: Job = jar.get(oid)
-            status = job.status
+            status = status_of(job)
         except POSKeyError:
             return False
         if status is Status.PENDING:
-            return job._keeps_places
+            return bool(stored(job, "_keeps_places", False))
         return status in (Status.ASSIGNED, Status.ACTIVE)
 
 
 class Quotas(Persistent):
     """The quotas of one queue, by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
         self._quotas: dict[str, Quota] = {}
 
     def create(self, name: str, size: int = 1) -> Quota:
-        """Make a quota; raises `UnknownSettingError` where the name is taken."""
+        """Make a quota; raises `UnknownSettingError` where the name is taken.
+
+        Jobs under way that name it, since there was one of that name before, hold places.
+        """
         if not isinstance(name, str):
             raise TypeError(f"the name of a quota is a text, not {name!r}")
         if name in self._quotas:
@@ -113,13 +134,13 @@ class Quotas(Persistent):
                 "size instead"
             )
         quota = self._quotas[name] = Quota(name, size)
+        quota._adopt(job for job in self._queue._under_way() if name in job.quota_names)
         self._p_changed = True
         return quota
 
     def remove(self, name: str) -> None:
         """Remove a quota; jobs that name it are no longer limited by it."""
-        if name not in self._quotas:
-            raise KeyError(f"there is no quota {name!r}; there are {sorted(self._quotas)}")
+        self[name]
         del self._quotas[name]
         self._p_changed = True
 
@@ -128,6 +149,8 @@ class Quotas(Persistent):
         return self._quotas.get(name)
 
     def __getitem__(self, name: str) -> Quota:
+        if name not in self._quotas:
+            raise KeyError(f"there is no quota {name!r}; there are {sorted(self._quotas)}")
         return self._quotas[name]
 
     def __contains__(self, name: object) -> bool:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 
-from perdure.model.resolving import deadline_of
+from perdure.model.resolving import deadline_of, is_whole
 
 if TYPE_CHECKING:
     from perdure.model.inbox import InboxTable
     from perdure.model.job import Job
 
-__all__ = ["LineKey", "Place", "Stripe"]
+__all__ = ["LineKey", "Place", "Position", "Stripe"]
 
 Position = tuple[int, int]
 """When a job is due and when it was put, in microseconds; due 0 means first in line."""
@@ -101,7 +101,9 @@ class Stripe(Persistent):
         self._length += 1
         place = Place(self, key, (due, stamp))
         deadline = deadline_of(job)
-        if deadline is not None and not key.internal:
+        # One that cannot be written here cannot be failed here either.
+        parked = key.unresolved and not is_whole(job)
+        if deadline is not None and not key.internal and not parked:
             self._deadlines[deadline, job._p_oid] = (job, key, (due, stamp))
         return place
 
@@ -136,6 +138,11 @@ class Stripe(Persistent):
             return None
         job, line, position = self._deadlines[deadline, oid]
         return job, Place(self, line, position)
+
+    def deadlines(self) -> Iterator[tuple[int, bytes, LineKey, Position]]:
+        """Return each deadline, with the oid of its job and where that stands."""
+        for (deadline, oid), (_, line, position) in self._deadlines.items():
+            yield deadline, oid, line, position
 
     def find(self, job: Job, position: Position) -> Place | None:
         """Return where `job` stands, given the position that it was put with."""

@@ -1,0 +1,434 @@
+"""Inboxes: how producers stay out of each other's way, and what frees an inbox."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+import transaction
+from transaction.interfaces import TransientError
+from ZODB.POSException import ConflictError
+
+from perdure.model import Job, environment, get_queue, install
+from perdure.model.inbox import INBOXES_AT_FIRST, ROTATE_AFTER, Inbox, InboxTable, Leases
+from support.callables import echo
+from support.world import MINUTE, View
+
+SILENCE = 11 * MINUTE
+
+
+def numbers(view):
+    return sorted(job.args[0] for job in view.queue)
+
+
+def used(view):
+    """The keys of the inboxes that hold something, or did."""
+    return [key for key, inbox in view.queue.inboxes.items() if inbox.entries]
+
+
+# Leases
+
+
+@pytest.mark.spec("Q7")
+def test_transactions_that_put_at_once_have_inboxes_of_their_own(file_world):
+    views = [file_world.view() for _ in range(10)]
+    for round in range(3):
+        for number, view in enumerate(views):
+            view.queue.put(Job(echo, 10 * round + number))
+        for view in views:
+            view.commit()
+    views[0].sync()
+    assert numbers(views[0]) == list(range(30))
+    assert len(used(views[0])) >= 10
+
+
+@pytest.mark.spec("Q7")
+def test_transactions_one_after_the_other_share_an_inbox_up_to_a_number_of_jobs(view):
+    for number in range(ROTATE_AFTER):
+        view.put(echo, number)
+    assert len(used(view)) == 1
+    view.put(echo, 0)
+    assert len(used(view)) == 2
+
+
+@pytest.mark.spec("Q7", "Q3")
+def test_inboxes_are_rotated_through_so_that_every_stripe_gets_jobs(view):
+    for _ in range(INBOXES_AT_FIRST):
+        for _ in range(ROTATE_AFTER):
+            view.queue.put(echo)
+        view.commit()
+    assert len(used(view)) == INBOXES_AT_FIRST
+    assert {inbox.stripe for _, inbox in view.queue.inboxes.items()} == {0, 1, 2, 3}
+
+
+@pytest.mark.spec("Q7")
+def test_a_transaction_that_began_before_the_inbox_was_last_written_takes_another(file_world):
+    early, late = file_world.view(), file_world.view()
+    early.queue.put(Job(echo, 0))
+    early.commit()
+    late.sync()
+    late.put(echo, 1)
+    late.put(echo, 2)
+    # `early` sees the inbox as it was.
+    early.queue.put(Job(echo, 3))
+    early.commit()
+    assert numbers(early) == [0, 1, 2, 3]
+    assert len(used(early)) == 2
+
+
+@pytest.mark.spec("Q7")
+def test_an_aborted_transaction_gives_its_inbox_back(view):
+    view.put(echo, 0)
+    for _ in range(5):
+        view.queue.put(Job(echo, 1))
+        view.abort()
+    view.put(echo, 2)
+    assert numbers(view) == [0, 2]
+    assert len(used(view)) == 1
+
+
+@pytest.mark.spec("Q7")
+def test_a_transaction_that_is_begun_anew_gives_its_inbox_back(view):
+    view.queue.put(Job(echo, 1))
+    view.manager.begin()
+    view.put(echo, 2)
+    assert numbers(view) == [2]
+    assert environment(view.world.database).leases._leases == {}
+
+
+@pytest.mark.spec("Q7")
+def test_a_failed_commit_gives_its_inbox_back_and_harms_nobody(world):
+    one, two = world.view(), world.view()
+    one.connection.root()["shared"] = 0
+    one.commit()
+    for number in range(5):
+        one.sync(), two.sync()
+        one.queue.put(Job(echo, number))
+        two.queue.put(Job(echo, 100 + number))
+        one.connection.root()["shared"] = number
+        two.connection.root()["shared"] = -number - 1
+        one.commit()
+        with pytest.raises(ConflictError):
+            two.manager.commit()
+        two.abort()
+        # A view of before somebody wrote the inbox that the failed one had.
+        old = world.view()
+        two.put(echo, 200 + number)
+        old.queue.put(Job(echo, 300 + number))
+        old.commit()
+        old.close()
+    one.sync()
+    assert numbers(one) == [hundred + n for hundred in (0, 200, 300) for n in range(5)]
+
+
+class _FailsLate:
+    """A data manager whose commit fails after the vote: the worst moment."""
+
+    transaction_manager = None
+
+    def abort(self, transaction):
+        pass
+
+    tpc_begin = commit = tpc_finish = tpc_abort = abort
+
+    def tpc_vote(self, transaction):
+        raise OSError("no vote")
+
+    def sortKey(self):  # noqa: N802
+        return "~last"
+
+
+@pytest.mark.spec("Q7")
+def test_a_commit_that_another_data_manager_refuses_leaves_no_job(view):
+    view.put(echo, 0)
+    view.queue.put(Job(echo, 1))
+    view.manager.get().join(_FailsLate())
+    with pytest.raises(OSError, match="no vote"):
+        view.manager.commit()
+    view.abort()
+    view.put(echo, 2)
+    assert numbers(view) == [0, 2]
+    assert len(used(view)) == 1
+
+
+@pytest.mark.spec("Q7", "Q2")
+def test_a_savepoint_that_is_rolled_back_takes_its_puts_back(view):
+    view.queue.put(Job(echo, 0))
+    savepoint = view.manager.savepoint()
+    view.queue.put(Job(echo, 1))
+    view.queue.put(Job(echo, 2))
+    savepoint.rollback()
+    view.queue.put(Job(echo, 3))
+    view.commit()
+    view.put(echo, 4)
+    assert numbers(view) == [0, 3, 4]
+    assert len(used(view)) == 1
+
+
+@pytest.mark.spec("Q7", "Q2")
+def test_a_savepoint_from_before_the_first_put_takes_even_the_inbox_back(view):
+    savepoint = view.manager.savepoint()
+    view.queue.put(Job(echo, 1))
+    savepoint.rollback()
+    view.queue.put(Job(echo, 2))
+    view.commit()
+    view.put(echo, 3)
+    assert numbers(view) == [2, 3]
+    assert len(used(view)) == 1
+
+
+@pytest.mark.spec("Q7")
+def test_a_put_by_a_hook_before_the_commit_counts_too(view):
+    for number in range(5):
+        view.queue.put(Job(echo, number))
+        view.manager.get().addBeforeCommitHook(
+            lambda number=number: view.queue.put(Job(echo, 10 + number))
+        )
+        view.commit()
+    assert len(numbers(view)) == 10
+    assert len(used(view)) == 1
+
+
+@pytest.mark.spec("Q7")
+def test_two_queues_have_inboxes_of_their_own(world, view):
+    install(world.database, ["mail"])
+    mail = View(world, world.database, "mail")
+    view.sync()
+    view.queue.put(Job(echo, 1))
+    mail.queue.put(Job(echo, 2))
+    view.commit(), mail.commit()
+    assert (numbers(view), numbers(mail)) == ([1], [2])
+    mail.close()
+
+
+@pytest.mark.spec("Q7")
+def test_threads_that_put_in_step_do_not_share_an_inbox(file_world):
+    failed: list[BaseException] = []
+    gate = threading.Barrier(4)
+
+    def work(first):
+        connection = file_world.database.open()
+        try:
+            for number in range(first, first + 20):
+                gate.wait(30)
+                transaction.begin()
+                get_queue(connection).put(Job(echo, number))
+                gate.wait(30)
+                transaction.commit()
+        except BaseException as error:
+            failed.append(error)
+            gate.abort()
+        finally:
+            transaction.abort()
+            connection.close()
+
+    threads = [threading.Thread(target=work, args=(20 * i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failed == []
+    assert numbers(file_world.view()) == list(range(80))
+
+
+@pytest.mark.spec("Q7")
+def test_a_forked_process_uses_other_inboxes():
+    leases = Leases()
+    before = leases._token, dict(leases._made)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            leases._renew_after_fork()
+            os.write(write, leases._token.encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    token = os.read(read, 100).decode()
+    os.close(read)
+    assert os.waitpid(child, 0)[1] == 0
+    assert token and token != leases._token
+    leases._renew_after_fork()
+    assert (leases._token, leases._made) == before
+
+
+# Claiming beside putting
+
+
+@pytest.mark.spec("Q7")
+def test_putting_conflicts_neither_with_claiming_nor_with_completing(world):
+    producer, dispatcher = world.view(), world.view()
+    agent = dispatcher.agent(size=100)
+    producer.sync()
+    producer.put(echo, 0)
+    for number in range(1, 20):
+        dispatcher.sync()
+        producer.queue.put(Job(echo, number))
+        job = agent.claim_job()
+        assert job is not None
+        producer.commit()
+        dispatcher.commit()
+        dispatcher.begin(job)
+        producer.queue.put(Job(echo, 100 + number))
+        job._end(None)
+        job._complete()
+        agent.settle_all()
+        dispatcher.commit()
+        producer.commit()
+
+
+@pytest.mark.spec("Q7", "Q5")
+def test_a_claimed_job_keeps_none_of_those_before_it_alive(view):
+    for number in range(3):
+        view.put(echo, number)
+    jobs = [view.claim() for _ in range(3)]
+    assert [job._previous for job in jobs] == [None, None, None]
+
+
+# Retiring
+
+
+@pytest.mark.spec("Q7")
+def test_an_inbox_that_was_silent_for_long_is_dropped_in_two_steps(world, view):
+    view.put(echo, 0)
+    view.claim()
+    world.advance(SILENCE)
+    view.queue.sweep_inboxes()
+    view.commit()
+    assert len(view.queue.inboxes) == 1
+    view.queue.sweep_inboxes()
+    view.commit()
+    assert len(view.queue.inboxes) == 0
+    view.put(echo, 1)
+    assert numbers(view) == [1]
+    assert all(len(stripe._cursors) <= 1 for stripe in view.queue.stripes)
+
+
+@pytest.mark.spec("Q7")
+def test_an_inbox_with_jobs_that_are_not_sorted_in_or_lately_used_is_kept(world, view):
+    view.put(echo, 0)
+    world.advance(SILENCE)
+    for _ in range(2):
+        view.queue.sweep_inboxes()
+        view.commit()
+    assert numbers(view) == [0]
+    view.claim()
+    world.advance(SILENCE)
+    view.put(echo, 1)
+    view.claim(view.agent())
+    for _ in range(2):
+        view.queue.sweep_inboxes()
+        view.commit()
+    assert len(view.queue.inboxes) == 1
+
+
+@pytest.mark.spec("Q7")
+def test_an_inbox_that_another_process_has_dropped_is_not_waited_for(file_world):
+    view, old = file_world.view(), file_world.view()
+    old.put(echo, 0)
+    view.sync()
+    view.put(echo, 1)
+    view.claim(), view.claim()
+    file_world.advance(SILENCE)
+    for _ in range(2):
+        view.queue.sweep_inboxes()
+        view.commit()
+    assert len(view.queue.inboxes) == 0
+    for number in range(3):
+        view.put(echo, number)
+    assert numbers(view) == [0, 1, 2]
+    leases = environment(file_world.database).leases
+    assert len(leases._free[view.queue._p_oid]) == INBOXES_AT_FIRST - 1
+
+
+@pytest.mark.spec("Q7")
+def test_a_put_between_the_two_steps_keeps_the_inbox(world, view):
+    view.put(echo, 0)
+    view.claim()
+    world.advance(SILENCE)
+    view.queue.sweep_inboxes()
+    view.commit()
+    view.put(echo, 1)
+    view.claim()
+    view.queue.sweep_inboxes()
+    view.commit()
+    assert [inbox.retiring for _, inbox in view.queue.inboxes.items()] == [False]
+
+
+@pytest.mark.spec("Q7")
+@pytest.mark.parametrize("first", ["put", "mark"])
+def test_a_put_and_the_mark_for_retirement_do_not_conflict(file_world, first, caplog):
+    view, sweeper = file_world.view(), file_world.view()
+    view.put(echo, 0)
+    view.claim()
+    file_world.advance(SILENCE)
+    sweeper.sync()
+    view.queue.put(Job(echo, 1))
+    sweeper.queue.sweep_inboxes()
+    for each in (view, sweeper) if first == "put" else (sweeper, view):
+        each.commit()
+    view.sync()
+    assert numbers(view) == [1]
+    assert [inbox.retiring for _, inbox in view.queue.inboxes.items()] == [False]
+    assert caplog.records == []
+
+
+@pytest.mark.spec("Q7")
+@pytest.mark.parametrize("first", ["put", "drop"])
+def test_of_a_put_and_the_end_of_its_inbox_one_fails(file_world, first):
+    view, sweeper = file_world.view(), file_world.view()
+    view.put(echo, 0)
+    view.claim()
+    file_world.advance(SILENCE)
+    sweeper.sync()
+    sweeper.queue.sweep_inboxes()
+    sweeper.commit()
+    view.sync()
+    view.queue.put(Job(echo, 1))
+    sweeper.queue.sweep_inboxes()
+    winner, loser = (view, sweeper) if first == "put" else (sweeper, view)
+    winner.commit()
+    with pytest.raises(TransientError):
+        loser.manager.commit()
+    loser.abort()
+    if first == "drop":
+        view.put(echo, 1)
+    assert numbers(view) == [1]
+
+
+# Conflict resolution, without a database
+
+
+def state(**values):
+    return {"stripe": 0, **values}
+
+
+@pytest.mark.spec("Q7")
+def test_an_inbox_resolves_a_mark_and_nothing_else():
+    inbox = Inbox(0)
+    old, put = state(head="1", entries=1), state(head="2", entries=2)
+    mark = state(head="1", entries=1, retiring=True)
+    assert inbox._p_resolveConflict(old, put, mark) == put
+    assert inbox._p_resolveConflict(old, mark, put) == put
+    for there, here in [
+        (put, put),
+        (put, {**mark, "gone": True}),
+        ({**mark, "gone": True}, put),
+    ]:
+        with pytest.raises(ConflictError):
+            inbox._p_resolveConflict(old, there, here)
+
+
+@pytest.mark.spec("Q7")
+def test_a_table_resolves_additions_and_removals_of_both_sides():
+    table = InboxTable()
+
+    def of(*keys, **more):
+        return {"_inboxes": dict.fromkeys(keys, "an inbox"), **more}
+
+    merged = table._p_resolveConflict(of("a", "b", "c"), of("a", "c", "d"), of("b", "c", "e"))
+    assert merged == of("c", "d", "e")
+    for there, here in [(of("b", closed=True), of()), (of("b"), of("a", closed=True))]:
+        with pytest.raises(ConflictError, match="removed"):
+            table._p_resolveConflict(of("a"), there, here)

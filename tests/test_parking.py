@@ -1,0 +1,449 @@
+"""Jobs whose code is not to be had: parked by name, found again when it is back."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import textwrap
+
+import pytest
+import ZODB.broken
+
+from perdure.model import BadStatusError, CallableNotFoundError, Failure, Job, Status, names
+from perdure.model.errors import JobTimeoutError
+from perdure.model.internal import InternalJob
+from support.callables import counting_filter, echo
+from support.world import HOUR, MINUTE, SECOND
+
+SOURCE = """
+from persistent import Persistent
+from perdure.model import Job
+
+def work(*args):
+    return "worked"
+
+def other(*args):
+    return "worked too"
+
+class Plain:
+    pass
+
+class Thing(Persistent):
+    def method(self):
+        return "of a thing"
+
+class OwnJob(Job):
+    def set_up(self):
+        return None
+"""
+
+
+class Module:
+    """A module of the application, that can vanish, break, and come back."""
+
+    name = "application_of_a_test"
+
+    def __init__(self, folder):
+        self._path = folder / f"{self.name}.py"
+        self.write(SOURCE)
+
+    def write(self, source):
+        self._path.write_text(textwrap.dedent(source))
+        self._forget()
+
+    def vanish(self):
+        self._path.unlink()
+        self._forget()
+
+    def come_back(self):
+        self.write(SOURCE)
+
+    def _forget(self):
+        sys.modules.pop(self.name, None)
+        sys.path_importer_cache.clear()
+        importlib.invalidate_caches()
+        for cached in (self._path.parent / "__pycache__").glob("*.pyc"):
+            cached.unlink()
+
+    def __getattr__(self, name):
+        return getattr(importlib.import_module(self.name), name)
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    folder = tmp_path / "application"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    made = Module(folder)
+    yield made
+    made._forget()
+    ZODB.broken.broken_cache.clear()
+
+
+@pytest.fixture
+def restart(open_file):
+    """Ends the process, as far as its database goes, and begins another."""
+    worlds = []
+
+    def again():
+        for world in worlds:
+            world.close()
+        worlds.append(open_file())
+        if len(worlds) > 1:
+            worlds[-1].clock.advance(MINUTE)
+        return worlds[-1].view()
+
+    return again
+
+
+def own_job(module):
+    return module.OwnJob(echo, 1)
+
+
+def callable_by_name(module):
+    return Job(module.work)
+
+
+def class_called(module):
+    return Job(module.Plain)
+
+
+def method_of_an_object(module):
+    return Job(module.Thing().method)
+
+
+def argument(module):
+    return Job(echo, module.Plain())
+
+
+def argument_deep_inside(module):
+    return Job(echo, [{"key": (module.Plain(),)}])
+
+
+def persistent_argument(module):
+    return Job(echo, thing=module.Thing())
+
+
+def class_as_argument(module):
+    return Job(echo, module.Plain)
+
+
+KINDS = [
+    callable_by_name, class_called, method_of_an_object, argument, argument_deep_inside,
+    persistent_argument, class_as_argument, own_job,
+]  # fmt: skip
+
+
+def name_of(kind):
+    return {
+        callable_by_name: "work",
+        class_called: "Plain",
+        method_of_an_object: "Thing",
+        argument: "Plain",
+        argument_deep_inside: "Plain",
+        persistent_argument: "Thing",
+        class_as_argument: "Plain",
+        own_job: "OwnJob",
+    }[kind]
+
+
+@pytest.mark.spec("J2", "Q4")
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_vanished_parks_its_jobs_alone_until_it_is_back(module, restart, kind):
+    view = restart()
+    view.put(kind(module))
+    view.put(echo, "behind it, through the same inbox")
+    module.vanish()
+
+    view = restart()
+    taken = view.claim()
+    assert taken is not None and list(taken.args) == ["behind it, through the same inbox"]
+    assert view.claim() is None
+    name = f"{module.name}:{name_of(kind)}"
+    [(parked, (reason, count))] = view.queue.parked().items()
+    assert parked.startswith(name) and count == 1
+    assert module.name in reason
+    assert len(view.queue) == 1 and len(list(view.queue)) == 1
+    assert view.world.check() == []
+
+    module.come_back()
+    view = restart()
+    job = view.claim(view.agent(2))
+    assert isinstance(job, Job) and job.status is Status.ASSIGNED
+    assert view.queue.parked() == {}
+    assert view.world.check() == []
+
+
+@pytest.mark.spec("J2", "Q4")
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not own_job])
+@pytest.mark.parametrize(
+    "source", ["import no_such_library\n", "raise RuntimeError('broken')\n", "def (:\n", ""]
+)
+def test_an_error_inside_the_module_parks_the_job_too(module, restart, kind, source):
+    view = restart()
+    view.put(kind(module), begin_by=HOUR)
+    view.put(echo, "sound")
+    module.write(source)
+
+    view = restart()
+    taken = [view.claim(), view.claim()]
+    assert [job and list(job.args) for job in taken] == [["sound"], None]
+    [(name, (reason, count))] = view.queue.parked().items()
+    assert name.startswith(module.name + ":") and count == 1 and reason
+    assert len(view.queue) == 1
+    assert view.world.check() == []
+
+    module.come_back()
+    view = restart()
+    assert view.claim(view.agent(2)) is not None
+
+
+@pytest.mark.spec("Q4", "X6")
+def test_each_name_is_tried_once_however_many_jobs_are_parked_under_it(
+    module, restart, monkeypatch
+):
+    view = restart()
+    for number in range(2000):
+        view.queue.put(Job(module.work if number % 2 else module.other, number))
+    view.commit()
+    module.vanish()
+    view = restart()
+    tried = []
+    imported = importlib.import_module
+
+    def counting(name, *args):
+        tried.append(name)
+        return imported(name, *args)
+
+    monkeypatch.setattr(names.importlib, "import_module", counting)
+    for _ in range(3):
+        assert view.claim() is None
+    assert tried == [module.name] * 2
+    assert sum(count for _, count in view.queue.parked().values()) == 2000
+
+    # Put later: known already.
+    later = view.queue.put(Job(echo, 1))
+    later._callable = view.queue[0]._callable
+    view.commit()
+    assert view.claim() is None
+    assert tried.count(module.name) == 2
+
+    # Another process tries each once again, whatever the number of jobs.
+    view = restart()
+    tried.clear()
+    for _ in range(3):
+        assert view.claim() is None
+    assert tried == [module.name] * 2
+    assert sum(count for _, count in view.queue.parked().values()) == 2001
+
+
+@pytest.mark.spec("Q4", "X6")
+@pytest.mark.slow
+def test_parked_jobs_are_not_loaded_again(module, restart):
+    view = restart()
+    for number in range(500):
+        view.queue.put(Job(module.work, number))
+    view.commit()
+    module.vanish()
+    view = restart()
+    agent = view.agent()
+    assert view.claim() is None
+    assert view.claim() is None  # and what it looks at is in the cache now
+    view.connection.getTransferCounts(clear=True)
+    assert view.claim(agent) is None
+    assert view.connection.getTransferCounts()[0] == 0
+
+
+@pytest.mark.spec("Q4")
+def test_a_process_that_has_the_code_takes_what_another_parked(module, restart):
+    view = restart()
+    jobs = [view.put(Job(module.work, number)).ref.oid for number in range(5)]
+    module.vanish()
+    view = restart()
+    assert view.claim() is None
+    module.come_back()
+    view = restart()
+    agent = view.agent(2, size=5)
+    taken = [view.claim(agent) for _ in range(6)]
+    assert [job and job.ref.oid for job in taken] == [*jobs, None]
+    assert view.run(taken[0]) == "worked"
+
+
+@pytest.mark.spec("Q4")
+def test_a_job_past_its_deadline_is_failed_although_its_callable_is_not_to_be_had(module, restart):
+    view = restart()
+    view.put(Job(module.work), begin_by=SECOND)
+    module.vanish()
+    view = restart()
+    internal = view.claim()
+    assert isinstance(internal, InternalJob)
+    view.run(internal)
+    assert isinstance(internal.serves.result, Failure)
+    assert internal.serves.result.check(JobTimeoutError)
+
+
+@pytest.mark.spec("Q4", "J10")
+def test_a_job_that_cannot_be_loaded_is_failed_where_it_can_be(module, restart):
+    view = restart()
+    view.put(own_job(module), begin_by=SECOND)
+    module.vanish()
+    view = restart()
+    assert view.claim() is None and view.claim() is None
+    assert list(view.queue.parked()) == [f"{module.name}:OwnJob"]
+    assert view.queue.next_due() is None
+    module.come_back()
+    view = restart()
+    internal = view.claim(view.agent(2))
+    assert isinstance(internal, InternalJob)
+    assert type(internal.serves).__name__ == "OwnJob"
+    view.run(internal)
+    assert internal.serves.result.check(JobTimeoutError)
+
+
+@pytest.mark.spec("Q4", "J10")
+def test_a_job_that_cannot_be_written_is_failed_where_it_can_be(module, restart):
+    view = restart()
+    view.put(class_as_argument(module), begin_by=SECOND)
+    module.vanish()
+    view = restart()
+    assert view.claim() is None and view.claim() is None
+    module.come_back()
+    view = restart()
+    internal = view.claim(view.agent(2))
+    view.run(internal)
+    assert internal.serves.result.check(JobTimeoutError)
+
+
+@pytest.mark.spec("Q10")
+def test_a_filter_is_not_asked_about_a_job_that_cannot_be_run(module, restart):
+    view = restart()
+    view.put(own_job(module))
+    module.vanish()
+    view = restart()
+    assert view.queue.claim(counting_filter) is None
+    view.abort()
+    assert counting_filter.__globals__["asked"] == []
+
+
+@pytest.mark.spec("Q5")
+def test_a_job_that_cannot_be_loaded_cannot_be_taken_out_here(module, restart):
+    view = restart()
+    view.put(own_job(module))
+    view.put(echo, 2)
+    module.vanish()
+    view = restart()
+    with pytest.raises(CallableNotFoundError, match="OwnJob"):
+        view.queue.pull()
+    assert view.claim() is not None
+    [broken] = view.queue
+    assert broken in view.queue
+    with pytest.raises(CallableNotFoundError, match="OwnJob"):
+        view.queue.remove(broken)
+    assert len(view.queue) == 1
+
+
+@pytest.mark.spec("Q6")
+def test_a_holder_of_a_quota_that_cannot_be_loaded_counts(module, restart):
+    view = restart()
+    view.queue.quotas.create("mail", 1)
+    view.put(own_job(module), quota_names=("mail",))
+    agent = view.agent(1)
+    assert view.claim(agent) is not None
+    view.put(echo, 2, quota_names=("mail",))
+    module.vanish()
+    view = restart()
+    other = view.agent(2)
+    assert view.claim(other) is None
+    assert view.world.check() == []
+
+
+@pytest.mark.spec("D4", "Q6")
+@pytest.mark.parametrize("begun", [False, True])
+def test_who_buries_and_cannot_load_a_job_leaves_it_to_one_who_can(module, restart, begun):
+    view = restart()
+    view.queue.quotas.create("mail", 1)
+    dead = view.agent(1)
+    job = view.put(own_job(module), quota_names=("mail",))
+    other_job = view.put(echo, 2)
+    assert view.claim(dead) is job and view.claim(dead) is other_job
+    if begun:
+        view.begin(job)
+    module.vanish()
+
+    view = restart()
+    record = view.queue.dispatchers.records()[0]
+    record.deactivate()
+    view.commit()
+    other = view.agent(2)
+    taken = [view.claim(other), view.claim(other)]
+    assert [each and list(each.args) for each in taken] == [[2], None]
+    assert view.world.check() == []
+    view.put(echo, 3, quota_names=("mail",))
+    assert view.claim(other) is None
+
+    module.come_back()
+    view = restart()
+    other = view.agent(2)
+    other.record.ping()
+    view.commit()
+    recovering = view.claim(other)
+    assert isinstance(recovering, InternalJob)
+    job = recovering.serves
+    view.run(recovering)
+    assert view.world.check() == []
+    if begun:
+        interrupting = view.claim(other)
+        assert interrupting.kind == "interrupt"
+        view.run(interrupting)
+    assert view.claim(other) is job
+    assert view.run(job) == 1
+    assert job in other.completed
+    assert len(view.queue.dispatchers.records()[0].agents()[0]) == 0
+
+
+@pytest.mark.spec("D4")
+@pytest.mark.parametrize("kind", [argument, persistent_argument, class_as_argument])
+def test_a_burial_where_an_argument_is_not_to_be_had_loses_nothing(module, restart, kind):
+    view = restart()
+    dead = view.agent(1)
+    job = view.put(kind(module))
+    assert view.claim(dead) is job
+    module.vanish()
+
+    view = restart()
+    view.queue.dispatchers.records()[0].deactivate()
+    view.commit()
+    assert view.claim(view.agent(2)) is None
+    assert len(view.queue.parked()) == 1
+
+    module.come_back()
+    view = restart()
+    other = view.agent(2)
+    other.record.ping()
+    view.commit()
+    recovering = view.claim(other)
+    view.run(recovering)
+    assert view.claim(other) is recovering.serves
+    [value] = [*recovering.serves.args, *recovering.serves.kwargs.values()]
+    kind_now = value if isinstance(value, type) else type(value)
+    assert kind_now is getattr(module, name_of(kind))
+
+
+@pytest.mark.spec("Q5")
+def test_a_parked_job_can_be_taken_out_and_changed(module, restart):
+    view = restart()
+    job = view.put(Job(module.work))
+    oid = job._p_oid
+    module.vanish()
+    view = restart()
+    assert view.claim() is None
+    job = view.connection.get(oid)
+    job.begin_by = HOUR
+    view.commit()
+    assert view.claim() is None
+    view.queue.remove(job)
+    view.commit()
+    assert job.status is Status.NEW and len(view.queue) == 0
+    with pytest.raises(BadStatusError):
+        job.resume_callbacks()
