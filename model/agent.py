@@ -15,7 +15,9 @@ from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
 from perdure.model.internal import InternalJob
+from perdure.model.moments import Duration
 from perdure.model.ref import JobRef
+from perdure.model.resolving import is_loadable, is_whole
 from perdure.model.status import Status
 
 if TYPE_CHECKING:
@@ -40,12 +42,15 @@ class Agent(Persistent):
 
     `filter(job) -> bool` says which jobs it takes; or `chooser(agent) -> job or None`
     claims one itself, by calling `agent.queue.claim`. Both are stored by name.
-    `failure` is what the last claim raised, None once one succeeded.
+    `failure` is what the last claim raised, None once one succeeded. `completed` are the
+    jobs that are done: iterate over it, newest first, or over ``completed.between(since,
+    until)``. `keep_completed` and `keep_failed` say how long they are kept (timedelta; None:
+    as the queue says); the job's own word goes before.
     """
 
     failure: Failure | None = None
-    keep_completed: timedelta | None = None
-    keep_failed: timedelta | None = None
+    keep_completed = Duration()
+    keep_failed = Duration()
     _filter: str | None = None
     _chooser: str | None = None
 
@@ -87,7 +92,11 @@ class Agent(Persistent):
 
     @property
     def filter(self) -> Filter | None:
-        """Which jobs it takes: a module-level function of the job, or None for all."""
+        """Which jobs it takes: a module-level function of the job, or None for all.
+
+        It must be a pure function of the job as it was put: its answer is remembered. It
+        runs in the dispatcher's thread and transaction.
+        """
         return None if self._filter is None else names.resolve(self._filter)
 
     @filter.setter
@@ -111,6 +120,11 @@ class Agent(Persistent):
         if value is not None and self._filter is not None:
             raise UnknownSettingError(f"{self!r} has a filter, so it cannot have a chooser too")
         self._chooser = None if value is None else names.name_of(value)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it has a chooser."""
+        return self._chooser is not None
 
     # What it holds.
 
@@ -137,14 +151,17 @@ class Agent(Persistent):
     def claim_job(self) -> Job | None:
         """Take the next job for this agent, which is ASSIGNED then; None if there is none.
 
-        None, too, while it has `size` jobs, or its dispatcher is deactivated or dead.
-        What a filter or a chooser raises comes out; see `failure`.
+        None, too, while it has `size` jobs, its dispatcher is deactivated or dead, or it
+        was removed. What a filter or a chooser raises comes out; see `failure`. Raises
+        `BadStatusError` where a chooser does not return the one job that it claimed.
         """
         if not self.record.active or self.record.dead or len(self._held) >= self._size:
             return None
+        if not self._registered():
+            return None
         chooser = self.chooser
         if chooser is not None:
-            job = chooser(self)
+            job = self._choose(chooser)
         else:
             job = self.queue.claim(filter=self.filter, prefer=self.record.stripes())
         if job is None:
@@ -152,6 +169,25 @@ class Agent(Persistent):
         job._assign(self)
         self._held[job._p_oid] = (job, job._claim)
         self._p_changed = True
+        return job
+
+    def _registered(self) -> bool:
+        record = self.record
+        return record.get(self.name) is self and record.registered
+
+    def _choose(self, chooser: Callable[[Agent], Job | None]) -> Job | None:
+        queue = self.queue
+        handed: list[Job] = []
+        queue._v_handed = handed
+        try:
+            job = chooser(self)
+        finally:
+            queue._v_handed = None
+        if handed != ([] if job is None else [job]):
+            raise BadStatusError(
+                f"chooser {self._chooser} of {self!r} returned {job!r} and claimed {handed}: it "
+                "must return the one job that it claims from the agent's queue, or None"
+            )
         return job
 
     # What becomes of it.
@@ -173,6 +209,8 @@ class Agent(Persistent):
         return self.claims()
 
     def _settle(self, oid: bytes, job: Job, number: int) -> None:
+        if not is_loadable(job):
+            return
         if job._agent is not self or job._claim != number:
             self._drop(oid)
             if job.status is Status.PENDING and not job._keeps_places:
@@ -186,7 +224,7 @@ class Agent(Persistent):
 
     def _settle_served(self, internal: InternalJob) -> None:
         job = internal.serves
-        if job.status is Status.COMPLETED and job.agent is None:
+        if is_loadable(job) and job.status is Status.COMPLETED and job._agent is None:
             job._agent = self
             self.job_completed(job)
 
@@ -220,8 +258,10 @@ class Agent(Persistent):
             if done:
                 each._callbacks = [*(each._callbacks or ()), *done]
             for callback in record.callbacks:
-                if callback.status is Status.NEW:
-                    self.queue._enter(callback, "put", due=clock_of(self).now())
+                # What was added to a callback that was never called is never called.
+                if callback.status is Status.NEW and each.status is Status.COMPLETED:
+                    due = callback.begin_after or clock_of(self).now()
+                    self.queue._enter(callback, "put", due=due)
             side.pop(each)
 
     def _keep(self, job: Job) -> timedelta:
@@ -240,12 +280,16 @@ class Agent(Persistent):
         """Take `job` from its worker, which is lost, and see to what is to become of it.
 
         Its record is written whatever its status is: that makes sure that the worker
-        can commit nothing for it any more.
+        can commit nothing for it any more. One that cannot be loaded here, with all that
+        it holds, is left to the next dispatcher that can.
         """
         entry = self._held.get(job._p_oid)
         if entry is None:
             return
         _, number = entry
+        if not is_whole(job):
+            self.queue._put_internal("recover", job, number)
+            return
         if job._agent is not self or job._claim != number:
             self._settle(job._p_oid, job, number)
             return
@@ -269,6 +313,9 @@ class Agent(Persistent):
 
     def interrupt_all(self) -> int:
         """Interrupt everything that it holds; return how many jobs that were."""
+        # Written even if it holds nothing here: a claim that is under way, and that this
+        # transaction does not see, must not be committed as well.
+        self._p_changed = True
         jobs = list(self)
         for job in jobs:
             self.interrupt(job)

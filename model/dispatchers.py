@@ -13,6 +13,7 @@ from persistent import Persistent
 from perdure.model.agent import Agent
 from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
+from perdure.model.happenings import Happening, announce
 from perdure.model.incarnation import Incarnation, proved_dead
 from perdure.model.logs import events, fields
 
@@ -28,7 +29,11 @@ KEPT_WHEN_DEAD = timedelta(days=7)
 
 
 class DispatcherRecord(Persistent):
-    """One process as one queue knows it: when it last gave sign of life, and its agents."""
+    """One process as one queue knows it: when it last gave sign of life, and its agents.
+
+    `activated` and `last_ping` are aware UTC datetimes, or None. `ping_interval` and
+    `ping_death_interval` are what its process was started with.
+    """
 
     ping_interval = PING_INTERVAL
     ping_death_interval = PING_DEATH_INTERVAL
@@ -76,8 +81,11 @@ class DispatcherRecord(Persistent):
         agent = self[name]
         if len(agent):
             raise UnknownSettingError(
-                f"{agent!r} holds {len(agent)} jobs: set its size to 0 and wait until they are done"
+                f"{agent!r} holds {len(agent)} jobs: set its size to 0 and wait until they are "
+                "done"
             )
+        # A claim that is under way must not be committed as well.
+        agent._p_changed = True
         del self._agents[name]
         self._p_changed = True
 
@@ -109,6 +117,11 @@ class DispatcherRecord(Persistent):
     # Its life.
 
     @property
+    def registered(self) -> bool:
+        """Whether its queue still knows it."""
+        return self.queue.dispatchers.get(self.uuid) is self
+
+    @property
     def active(self) -> bool:
         """Whether it says of itself that it works."""
         return self.activated is not None
@@ -119,19 +132,29 @@ class DispatcherRecord(Persistent):
         signs = [sign for sign in (self.last_ping, self.activated) if sign is not None]
         if not signs:
             return False
-        return clock_of(self).now() - max(signs) > self.ping_death_interval
+        return clock_of(self.queue).now() - max(signs) > self.ping_death_interval
 
     def activate(self, token: str, incarnation: Incarnation | None = None) -> None:
-        """Say that the process begins to work, as the start named by `token`."""
+        """Say that the process begins to work, as the start named by `token`.
+
+        Raises `BadStatusError` where it is active, or was unregistered. Jobs that its
+        agents still have, because who buried it could not load them, are interrupted.
+        """
         if self.active:
             raise BadStatusError(f"{self!r} is active since {self.activated}: deactivate it first")
-        self.activated = self.last_ping = clock_of(self).now()
+        if not self.registered:
+            raise BadStatusError(f"{self!r} was unregistered: register {self.uuid} again")
+        for agent in self.agents():
+            if len(agent):
+                agent.interrupt_all()
+        self.activated = self.last_ping = clock_of(self.queue).now()
         self.incarnation = incarnation
         self.token = token
         events.info(
             "%r was activated", self,
             extra=fields(queue=self.queue.name, dispatcher=str(self.uuid)),
         )  # fmt: skip
+        announce(self.queue, Happening.ACTIVATED, self.uuid)
 
     def deactivate(self) -> None:
         """Say that the process works no more, and see to the jobs that it had.
@@ -152,13 +175,14 @@ class DispatcherRecord(Persistent):
             "%r was deactivated", self,
             extra=fields(queue=self.queue.name, dispatcher=str(self.uuid)),
         )  # fmt: skip
+        announce(self.queue, Happening.DEACTIVATED, self.uuid)
 
     def ping(self) -> bool:
         """Give a sign of life where the last one is old enough; tell whether it was.
 
         A ping that lies in the future is replaced, too.
         """
-        now = clock_of(self).now()
+        now = clock_of(self.queue).now()
         last = self.last_ping
         if last is not None and last <= now and now - last < self.ping_interval:
             return False
@@ -200,17 +224,25 @@ class Dispatchers(Persistent):
             "dispatcher %s was registered with %r", uuid, self._queue,
             extra=fields(queue=self._queue.name, dispatcher=str(uuid)),
         )  # fmt: skip
+        announce(self._queue, Happening.REGISTERED, uuid)
         return record
 
     def unregister(self, uuid: uuids.UUID) -> None:
-        """Forget a process; raises `ValueError` while it is active or its agents have jobs."""
+        """Forget a process.
+
+        Raises `KeyError` where it is not registered, `BadStatusError` while it is active
+        or its agents have jobs.
+        """
         record = self[uuid]
         if record.active:
             raise BadStatusError(f"{record!r} is active: deactivate it first")
         if any(len(agent) for agent in record.agents()):
             raise BadStatusError(f"{record!r} has agents that hold jobs")
+        # An activation that is under way must not be committed as well.
+        record._p_changed = True
         del self._records[uuid]
         self._p_changed = True
+        announce(self._queue, Happening.UNREGISTERED, uuid)
 
     def __getitem__(self, uuid: uuids.UUID) -> DispatcherRecord:
         if uuid not in self._records:
@@ -253,10 +285,11 @@ class Dispatchers(Persistent):
         """Return the filters of all agents of active dispatchers that have one.
 
         Where any of these agents takes every job, the set holds ``""``, which no filter
-        is named.
+        is named. What an agent with a chooser takes cannot be known, so that it counts as
+        one that takes none; neither does one of size 0.
         """
         agents = [agent for record in self.records() if record.active for agent in record.agents()]
-        return {agent.filter_name or "" for agent in agents}
+        return {agent.filter_name or "" for agent in agents if agent.size and not agent.chooses}
 
     def forget_old(self, now: datetime.datetime) -> list[uuids.UUID]:
         """Unregister the records that are inactive, hold nothing and are a week old."""
