@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perdure.actors.base import Actor, handles
-from perdure.actors.context import Context, agent_role
+from perdure.actors.context import Context, agent_role, worker_name
 from perdure.actors.messages import (
     AgentJoined,
     AgentReady,
@@ -24,6 +24,8 @@ from perdure.actors.worker import WorkerActor
 from perdure.model.logs import events, fields
 
 __all__ = ["AgentActor"]
+
+CLAIMS_REMEMBERED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +48,18 @@ class AgentActor(Actor):
         self._busy: dict[str, Claimed] = {}
         self._waiting: deque[Claimed] = deque()
         self._ran: list[Claimed] = []
+        # What the dispatcher may send again, because it has not heard yet.
+        self._dealt_with: deque[Claimed] = deque(maxlen=CLAIMS_REMEMBERED)
         self._report_is_due = False
 
     def on_start(self) -> None:
-        """Make the workers that there are too few of."""
+        """Make the workers that there are too few of, and tell what this actor knows."""
         self._report_is_due = False
         self._fit()
         if self._ran:
             self._report_soon()
         directory = self._context.directory
+        # First of all: the answer may be on its way before whoever made this actor goes on.
         directory.set(self.name, self.actor_ref)
         directory.tell("dispatcher", AgentReady(self._queue, self._agent))
 
@@ -71,10 +76,8 @@ class AgentActor(Actor):
     def _fit(self) -> None:
         while len(self._workers) < self._size:
             self._number += 1
-            worker = WorkerActor.start(
-                self._context, self._queue, self._agent, self._number
-            )
-            name = f"worker {self._number} of {self.name}"
+            worker = WorkerActor.start(self._context, self._queue, self._agent, self._number)
+            name = worker_name(self._queue, self._agent, self._number)
             self._workers[name] = worker
             self._context.directory.started(worker)
             self._idle.append(name)
@@ -85,7 +88,7 @@ class AgentActor(Actor):
 
     @handles(RunJobs)
     def _take(self, message: RunJobs) -> None:
-        known = {*self._waiting, *self._busy.values(), *self._ran}
+        known = {*self._waiting, *self._busy.values(), *self._dealt_with}
         self._waiting += [claim for claim in message.claims if claim not in known]
         self._hand_out()
 
@@ -98,10 +101,13 @@ class AgentActor(Actor):
 
     @handles(JobRan)
     def _free(self, message: JobRan) -> None:
-        claim = self._busy.pop(message.worker, None)
-        if claim is None:
+        # A worker of an agent of this name that was removed may still be at work.
+        if self._busy.get(message.worker) != message.claim:
             return
+        claim = self._busy.pop(message.worker)
         self._idle.append(message.worker)
+        if message.outcome is not Outcome.REASSIGNED:
+            self._dealt_with.append(claim)
         # One that was left because the system stops is not to be settled, nor run again.
         if message.outcome is not Outcome.STOPPED:
             self._ran.append(claim)
@@ -110,15 +116,19 @@ class AgentActor(Actor):
 
     @handles(WorkerLost)
     def _replace(self, message: WorkerLost) -> None:
-        claim = self._busy.pop(message.worker, None)
-        self._workers.pop(message.worker, None)
-        if claim is None:
+        if self._busy.get(message.worker) != message.claim:
             return
+        # Told first: what follows may go wrong.
+        self._context.directory.tell(
+            "dispatcher", JobLost(self._queue, self._agent, message.claim)
+        )
+        claim = self._busy.pop(message.worker)
+        self._dealt_with.append(claim)
+        del self._workers[message.worker]
         events.error(
             "%s: job %s is interrupted, a new worker is made", self.name, claim.ref,
             extra=fields(queue=self._queue, agent=self._agent),
         )  # fmt: skip
-        self._context.directory.tell("dispatcher", JobLost(self._queue, self._agent, claim))
         self._fit()
 
     def _report_soon(self) -> None:

@@ -119,11 +119,12 @@ class Actor(pykka.ThreadingActor):
 
         Raises what `__init__` raises, and `RuntimeError` if there can be no thread.
         """
-        ref = cast("Ref[Self]", super().start(*args, **kwargs))
-        # Whoever stops all actors of the process, as Pykka itself does where one of the
-        # application's raises what is no Exception, means the application's.
-        pykka.ActorRegistry.unregister(ref)
-        return ref
+        # Not registered with Pykka, not even for a moment: whoever stops all actors of the
+        # process, as Pykka itself does where one of the application's raises what is no
+        # Exception, means the application's.
+        actor = cls(*args, **kwargs)
+        actor._start_actor_loop()
+        return actor._ref
 
     def __init__(self, context: ActorContext, *, name: str | None = None) -> None:
         super().__init__()
@@ -342,7 +343,6 @@ class Actor(pykka.ThreadingActor):
     # Ending
 
     def _leave(self) -> list[Envelope[Any]]:
-        pykka.ActorRegistry.unregister(self.actor_ref)
         self.actor_stopped.set()
         return [*self._backlog, *self._inbox.close()]
 

@@ -16,7 +16,7 @@ from perdure.model.environment import Environment
 from perdure.model.incarnation import Incarnation
 from perdure.model.lane import Lane
 
-__all__ = ["Activity", "Context", "Directory", "Settings"]
+__all__ = ["Activity", "Context", "Directory", "Settings", "agent_role", "worker_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Directory:
     def started(self, ref: Any) -> None:
         """Note an actor that was started, for whoever waits for its end."""
         with self._lock:
-            self._started = [other for other in self._started if other.is_alive()] + [ref]
+            self._started = [other for other in self._started if not other.has_ended] + [ref]
 
     def all_started(self) -> list[Any]:
         """Return the actors that were started and may still run."""
@@ -136,3 +136,8 @@ class Context:
 def agent_role(queue: str, agent: str) -> str:
     """Return the name under which an agent's actor is in the directory."""
     return f"agent {agent!r} of queue {queue!r}"
+
+
+def worker_name(queue: str, agent: str, number: int) -> str:
+    """Return the name of one of an agent's workers."""
+    return f"worker {number} of {agent_role(queue, agent)}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,12 +33,13 @@ from perdure.actors.messages import (
 )
 from perdure.model.agent import Agent
 from perdure.model.dispatchers import DispatcherRecord
-from perdure.model.errors import UnknownSettingError
+from perdure.model.errors import PerdureError, UnknownSettingError
 from perdure.model.failure import Failure
+from perdure.model.happenings import Happening, announce
 from perdure.model.logs import events, fields, trace
 from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
-from perdure.model.ref import JobRef, find_job
+from perdure.model.ref import JobRef
 from perdure.model.retrying import try_five_times
 
 __all__ = ["DispatcherActor"]
@@ -43,6 +47,9 @@ __all__ = ["DispatcherActor"]
 T = TypeVar("T")
 
 DISCONNECTED_PAUSE = timedelta(seconds=1)
+NO_ANSWER = "the database did not answer"
+CLAIMS_TOLD = 200
+"""So many claims of one agent, the newest, are named in the report of a poll."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,11 @@ class _Poll:
 @dataclass(frozen=True, slots=True)
 class _Work:
     """Settle and claim: told by the dispatcher to itself, behind what it has to take in first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _WorkAgain:
+    """Try again what the database did not let us do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +84,8 @@ class _AgentState:
     sent: set[Claimed] = field(default_factory=set)
     ran: list[Claimed] = field(default_factory=list)
     lost: list[Claimed] = field(default_factory=list)
+    claimed: deque[JobRef] = field(default_factory=lambda: deque(maxlen=CLAIMS_TOLD))
+    """What was claimed since the last poll."""
 
 
 @dataclass
@@ -82,6 +96,8 @@ class _QueueState:
     oid: bytes = b""
     ours: bool = False
     """Whether the record in the database says that this start of the process works for it."""
+    taken: bool = False
+    """Whether it said so before, and somebody else changed that."""
     polled: tuple[AgentPoll, ...] = ()
 
 
@@ -97,6 +113,7 @@ class DispatcherActor(Actor):
         self._context = context
         self._queues: dict[str, _QueueState] = {}
         self._claiming = True
+        self._deactivated = False
         self._last_poll: tuple[QueuePoll, ...] | None = None
         self._manager = transaction.TransactionManager()
         self._connection: Any = None
@@ -106,14 +123,13 @@ class DispatcherActor(Actor):
         self._dirty: set[str] = set()
         self._work_is_due = False
         self._due_timer: Any = None
+        self._again_timer: Any = None
 
     # The life of the actor.
 
     def on_start(self) -> None:
-        """Open the connection, and poll for the first time."""
+        """Poll for the first time, or again after a crash."""
         self._begin_anew()
-        self._context.directory.set("dispatcher", self.actor_ref)
-        self._connection = self._context.database.open(transaction_manager=self._manager)
         self._poll_and_go_on()
 
     def on_crash(self, error: BaseException) -> None:
@@ -127,8 +143,10 @@ class DispatcherActor(Actor):
     def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._manager.abort()
-            connection.close()
+            try:
+                self._manager.abort()
+            finally:
+                connection.close()
 
     # Taking in.
 
@@ -174,12 +192,13 @@ class DispatcherActor(Actor):
             raise UnknownSettingError(
                 f"this system works for the queues {sorted(self._queues)}, not {message.queue!r}"
             )
-        self._commit(resize)
+        self._commit(resize, raises=True)
         self._poll()
 
     @handles(PollNow)
     def _poll_now(self, message: PollNow) -> None:
-        self._poll()
+        if not self._poll():
+            raise PerdureError("the database did not let this poll be done: see the log")
 
     @handles(_Poll)
     def _poll_in_time(self, message: _Poll) -> None:
@@ -187,10 +206,12 @@ class DispatcherActor(Actor):
 
     @handles(DeactivateNow)
     def _deactivate(self, message: DeactivateNow) -> None:
+        # A poll after this would activate the records again.
         self._claiming = False
+        self._deactivated = True
         for name, state in self._queues.items():
             if state.ours:
-                self._commit(lambda name=name: self._deactivate_own(name))
+                self._commit(functools.partial(self._deactivate_own, name))
                 state.ours = False
 
     def _deactivate_own(self, name: str) -> None:
@@ -222,12 +243,16 @@ class DispatcherActor(Actor):
         self._work_is_due = False
         dirty, self._dirty = sorted(self._dirty), set()
         for name in dirty:
-            if self._queues[name].ours:
+            state = self._queues.get(name)
+            if state is not None and state.ours:
                 self._work_queue(name)
         self._wake_when_due()
 
-    def _work_queue(self, name: str) -> None:
-        """Settle and claim for one queue, in one commit; then send what was claimed."""
+    def _work_queue(self, name: str, *, settle_all: bool = False) -> None:
+        """Settle and claim for one queue, in one commit; then send what was claimed.
+
+        With `settle_all` it looks at all that the agents have, not only at what was heard of.
+        """
         state = self._queues[name]
         failed: dict[str, Failure] = {}
         while True:
@@ -239,18 +264,20 @@ class DispatcherActor(Actor):
                 raised: list[tuple[str, Failure]] = raised,
             ) -> dict[str, tuple[list[Claimed], AgentPoll]]:
                 raised.clear()
-                return self._work_agents(name, done, failed, raised)
+                return self._work_agents(name, done, failed, raised, settle_all)
 
             worked = self._commit(work)
             if worked is not None:
                 break
             if not raised:
-                # The database, not an agent: tried again at the latest with the next poll.
-                self._retry_later(name)
+                # The database, not an agent.
+                self._dirty.add(name)
+                self._work_again_later()
                 return
             failed.update(raised)
-        for agent_name, (claims, _) in worked.items():
+        for agent_name, (claims, report) in worked.items():
             agent_state = state.agents[agent_name]
+            agent_state.claimed += report.claimed
             ran, lost = done[agent_name]
             agent_state.ran = [claim for claim in agent_state.ran if claim not in ran]
             agent_state.lost = [claim for claim in agent_state.lost if claim not in lost]
@@ -268,10 +295,12 @@ class DispatcherActor(Actor):
         done: dict[str, tuple[list[Claimed], list[Claimed]]],
         failed: dict[str, Failure],
         raised: list[tuple[str, Failure]],
+        settle_all: bool,
     ) -> dict[str, tuple[list[Claimed], AgentPoll]]:
         record = self._record(name)
         if not self._is_ours(record):
             self._queues[name].ours = False
+            self._queues[name].taken = True
             return {}
         worked = {}
         for agent_name, (ran, lost) in done.items():
@@ -279,8 +308,13 @@ class DispatcherActor(Actor):
             if agent is None:
                 continue
             before = len(agent)
+            held = dict(zip((Claimed(*each) for each in agent.claims()), agent, strict=True))
             for claim in lost:
-                agent.interrupt(find_job(self._connection, claim.ref))
+                # Another claim of the same job is another worker's.
+                if claim in held:
+                    agent.interrupt(held[claim])
+            if settle_all:
+                agent.settle_all()
             for claim in ran:
                 agent.settle(claim.ref, claim.number)
             claimed = self._claim(agent, failed, raised)
@@ -288,7 +322,7 @@ class DispatcherActor(Actor):
             if str(failure) != str(agent.failure):
                 agent.failure = failure
             worked[agent_name] = (
-                [Claimed(*held) for held in agent.claims()],
+                [Claimed(*each) for each in agent.claims()],
                 AgentPoll(
                     agent=agent_name,
                     size=agent.size,
@@ -316,14 +350,23 @@ class DispatcherActor(Actor):
             except Exception as error:
                 raised.append((agent.name, Failure(error)))
                 raise
+            except BaseException as error:
+                text = f"the filter or chooser of {agent!r} raised {error!r}"
+                unwanted = PerdureError(text)
+                raised.append((agent.name, Failure(unwanted)))
+                raise unwanted from error
             if job is None:
                 return claimed
             claimed.append(job.ref)
 
-    def _retry_later(self, name: str) -> None:
-        self._dirty.add(name)
-        self._work_is_due = True
-        self.tell_later(_Work(), DISCONNECTED_PAUSE)
+    def _work_again_later(self) -> None:
+        if self._again_timer is None:
+            self._again_timer = self.tell_later(_WorkAgain(), DISCONNECTED_PAUSE)
+
+    @handles(_WorkAgain)
+    def _work_again(self, message: _WorkAgain) -> None:
+        self._again_timer = None
+        self._work(_Work())
 
     def _wake_when_due(self) -> None:
         """Work again when the next held job comes due, rather than at the next poll."""
@@ -337,7 +380,10 @@ class DispatcherActor(Actor):
                 if state.ours
             }
         )
-        moments = {name: due for name, due in (dues or {}).items() if due is not None}
+        if dues is None:
+            self._work_again_later()
+            return
+        moments = {name: due for name, due in dues.items() if due is not None}
         if moments:
             soonest = min(moments.values())
             delay = max(timedelta(0), soonest - self._clock.now())
@@ -349,14 +395,19 @@ class DispatcherActor(Actor):
     # Polling.
 
     def _poll_and_go_on(self) -> None:
-        self._poll()
-        self.tell_later(_Poll(), self._context.settings.poll_interval)
+        pause = self._context.settings.poll_interval
+        if not self._poll():
+            pause = min(pause, DISCONNECTED_PAUSE)
+        self.tell_later(_Poll(), pause)
 
-    def _poll(self) -> None:
-        """Do what is done at each poll, queue by queue."""
+    def _poll(self) -> bool:
+        """Do what is done at each poll, queue by queue; tell whether the database let us."""
+        if self._deactivated:
+            return True
         names = self._commit(self._names_to_serve)
         if names is None:
-            return
+            return False
+        answered = True
         for name in set(self._queues) - set(names):
             for agent in self._queues.pop(name).agents:
                 self._context.report(AgentLeft(name, agent))
@@ -364,18 +415,35 @@ class DispatcherActor(Actor):
         for name in names:
             state = self._queues.setdefault(name, _QueueState())
             error = self._join_queue(name, state)
+            answered = answered and error != NO_ANSWER
+            state.polled = ()
+            for agent, agent_state in state.agents.items():
+                # In case that something got lost: that an agent's actor is up, or what was
+                # sent to it; all that it has is sent to it again.
+                if self._context.directory.get(agent_role(name, agent)) is not None:
+                    agent_state.ready = True
+                agent_state.sent.clear()
             if state.ours:
                 self._join_agents(name, state)
                 self._look_after(name)
-                state.polled = ()
-                self._work_queue(name)
-            reports.append(QueuePoll(name, state.ours, state.polled, error))
+                self._work_queue(name, settle_all=True)
+            reports.append(QueuePoll(name, state.ours, self._since_last_poll(state), error))
         self._wake_when_due()
         poll = tuple(reports)
         if poll != self._last_poll:
             trace.debug("poll: %s", poll, extra=fields(dispatcher=str(self._context.uuid)))
             self._last_poll = poll
         self._context.report(PollDone(self._clock.now(), poll))
+        return answered
+
+    def _since_last_poll(self, state: _QueueState) -> tuple[AgentPoll, ...]:
+        """Return what the poll found, with all that was claimed since the last one."""
+        found = []
+        for report in state.polled:
+            claimed = state.agents[report.agent].claimed
+            found.append(dataclasses.replace(report, claimed=tuple(claimed)))
+            claimed.clear()
+        return tuple(found)
 
     def _names_to_serve(self) -> list[str]:
         wanted = self._context.settings.queues
@@ -384,7 +452,7 @@ class DispatcherActor(Actor):
 
     def _join_queue(self, name: str, state: _QueueState) -> str:
         """Make sure that the record says that we work; return what keeps it from that."""
-        was_ours = state.ours
+        was_ours = state.ours or state.taken
 
         def join() -> tuple[bytes, str]:
             queue = find_queues(self._connection)[name]
@@ -395,18 +463,16 @@ class DispatcherActor(Actor):
 
         joined = self._commit(join)
         if joined is None:
-            return "the database did not answer"
+            return NO_ANSWER
         state.oid, error = joined
         state.ours = not error
-        if state.ours and not was_ours:
-            for agent in state.agents.values():
-                # What a former activation was sent is not ours any more.
-                agent.sent.clear()
+        state.taken = was_ours and not state.ours
         return error
 
     def _activate(self, record: DispatcherRecord, was_ours: bool) -> str:
         context = self._context
         if self._is_ours(record):
+            record.ping()
             return ""
         extra = fields(queue=record.queue.name, dispatcher=str(context.uuid))
         if record.active:
@@ -426,6 +492,8 @@ class DispatcherActor(Actor):
         if record.ping_death_interval != settings.ping_death_interval:
             record.ping_death_interval = settings.ping_death_interval
         record.activate(context.token, context.incarnation)
+        if was_ours:
+            announce(record.queue, Happening.REACTIVATED, context.uuid)
         size = settings.agent_size
         if settings.queues is not None:
             size = settings.queues.get(record.queue.name, size)
@@ -448,9 +516,9 @@ class DispatcherActor(Actor):
             known = state.agents.get(agent)
             if known is None:
                 state.agents[agent] = _AgentState(size)
-            if known is None or known.size != size:
-                state.agents[agent].size = size
-                self._context.report(AgentJoined(name, agent, size))
+            state.agents[agent].size = size
+            # Told at each poll, in case that it got lost.
+            self._context.report(AgentJoined(name, agent, size))
 
     def _look_after(self, name: str) -> None:
         """Bury the next sibling if it is dead, and drop what is out of date."""
@@ -481,16 +549,28 @@ class DispatcherActor(Actor):
     def _is_ours(self, record: DispatcherRecord) -> bool:
         return record.active and record.token == self._context.token
 
-    def _commit(self, call: Callable[[], T]) -> T | None:
-        """Call in a transaction and commit, five times at most; None where it failed."""
+    def _commit(self, call: Callable[[], T], *, raises: bool = False) -> T | None:
+        """Call in a transaction and commit, five times at most; None where it failed.
+
+        With `raises` it raises instead what the call, or the commit, raised.
+        """
         results: list[T] = []
 
         def keep() -> None:
             results.clear()
-            results.append(call())
+            if self._connection is None:
+                open_connection = self._context.database.open
+                self._connection = open_connection(transaction_manager=self._manager)
+            try:
+                results.append(call())
+            except Exception as error:
+                raised.append(error)
+                raise
 
+        raised: list[Exception] = []
         outcome = try_five_times(keep, "a dispatcher's transaction", self._manager)
-        if isinstance(outcome, Failure):
-            return None
-        return results[0]
-
+        if not isinstance(outcome, Failure):
+            return results[0]
+        if raises:
+            raise raised[-1] if raised else PerdureError(f"the database refused: {outcome}")
+        return None

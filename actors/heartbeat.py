@@ -7,6 +7,7 @@ what is alive must not look dead meanwhile.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import transaction
@@ -34,9 +35,17 @@ class HeartbeatActor(Actor):
         self._connection: Any = None
 
     def on_start(self) -> None:
-        """Open the connection, and wait for the first beat."""
-        self._connection = self._context.database.open(transaction_manager=self._manager)
-        self.tell_later(_Beat(), self._context.settings.poll_interval)
+        """Wait for the first beat."""
+        self.tell_later(_Beat(), self._interval())
+
+    def _interval(self) -> timedelta:
+        """Return how often to look: often enough for no ping to come late.
+
+        That must not depend on how rarely we poll.
+        """
+        settings = self._context.settings
+        spare = settings.ping_death_interval - settings.ping_interval
+        return min(settings.poll_interval, settings.ping_interval / 2, spare / 2)
 
     def on_crash(self, error: BaseException) -> None:
         """Let go of the connection."""
@@ -49,15 +58,19 @@ class HeartbeatActor(Actor):
     def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._manager.abort()
-            connection.close()
+            try:
+                self._manager.abort()
+            finally:
+                connection.close()
 
     @handles(_Beat)
     def _beat(self, message: _Beat) -> None:
         try_five_times(self._ping, "giving a sign of life", self._manager)
-        self.tell_later(_Beat(), self._context.settings.poll_interval)
+        self.tell_later(_Beat(), self._interval())
 
     def _ping(self) -> None:
+        if self._connection is None:
+            self._connection = self._context.database.open(transaction_manager=self._manager)
         for queue in find_queues(self._connection).values():
             record = queue.dispatchers.get(self._context.uuid)
             if record is not None and record.active and record.token == self._context.token:

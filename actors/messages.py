@@ -82,12 +82,20 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class PollNow:
-    """Poll now instead of when it is time; answered when the poll is done."""
+    """Poll now instead of when it is time.
+
+    Asked, it is answered when the poll is done, and raises `PerdureError` where the database
+    does not let it be done.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Give an agent of this process another size; stored, and followed at once."""
+    """Give an agent of this process another size, 0 or more; stored, and followed at once.
+
+    What runs is not stopped. Asked, it raises `UnknownSettingError` for a queue that the
+    system does not work for or a size below 0, and `KeyError` for an agent that it has not.
+    """
 
     queue: str
     agent: str
@@ -111,9 +119,9 @@ class StopTree:
 
 # Work: dispatcher -> supervisor (which agents there are), dispatcher -> agent -> worker
 # (what to run), worker -> agent -> dispatcher (what was run). The dispatcher keeps what
-# it has sent and not heard of again; what the database says an agent has, and it has not
-# sent, it sends again, and an agent ignores what it has already. So a message that gets
-# lost costs the time to the next poll.
+# it has sent; what the database says an agent has, and it has not sent since the last
+# poll, it sends again, and an agent ignores what it has or has dealt with. So a message
+# that gets lost costs the time to the next poll.
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +250,12 @@ class JobEnded:
 
 @dataclass(frozen=True, slots=True)
 class AgentPoll:
-    """What a poll found for one agent."""
+    """What a poll found for one agent.
+
+    `held` is how many jobs it has after the poll, `active_before` how many it had before,
+    `claimed` those that were claimed since the poll before (the last 200), `error` what its
+    filter or chooser raised, or "".
+    """
 
     agent: str
     size: int
@@ -254,7 +267,11 @@ class AgentPoll:
 
 @dataclass(frozen=True, slots=True)
 class QueuePoll:
-    """What a poll found for one queue."""
+    """What a poll found for one queue.
+
+    `active` is False where this process does not work for the queue; `error` says why, or
+    is "".
+    """
 
     queue: str
     active: bool
@@ -264,7 +281,7 @@ class QueuePoll:
 
 @dataclass(frozen=True, slots=True)
 class PollDone:
-    """A poll is over."""
+    """A poll is over. `at` is when, an aware UTC datetime."""
 
     at: datetime.datetime
     queues: tuple[QueuePoll, ...]
@@ -293,7 +310,10 @@ class JobAsked:
 
 @dataclass(frozen=True, slots=True)
 class PollsAsked:
-    """Which polls were there, newest first? Answered with a tuple of `PollReport`."""
+    """Which polls were there, newest first? Answered with a tuple of `PollDone`.
+
+    From `since` to before `until`: aware moments, None for no limit.
+    """
 
     since: datetime.datetime | None = None
     until: datetime.datetime | None = None
@@ -301,7 +321,11 @@ class PollsAsked:
 
 @dataclass(frozen=True, slots=True)
 class StatisticsAsked:
-    """How many jobs in that time? Answered with `Statistics`."""
+    """How many jobs began in that time? Answered with `Statistics`.
+
+    From `since` to before `until`: aware moments, None for no limit. Of the jobs of this
+    process, the last 200 are known, and those that run now.
+    """
 
     since: datetime.datetime | None = None
     until: datetime.datetime | None = None
@@ -320,7 +344,12 @@ class SystemState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class StatusReport:
-    """How the system is. `degraded` names the actors that were given up."""
+    """How the system is.
+
+    `since_last_poll` is None before the first poll; `active_jobs` counts the jobs that run
+    now; `degraded` names the actors that were given up, with the reason; `crashes` counts
+    all crashes of actors since the start.
+    """
 
     state: SystemState
     uuid: uuids.UUID
@@ -333,7 +362,13 @@ class StatusReport:
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """One job as this process knows it. Texts are cut at 10,000 characters, and say so."""
+    """One job as this process knows it.
+
+    `call` is the job's repr, `name` the name of its callable, `thread` the worker's. `text`
+    is the repr of the result or the traceback, cut at 10,000 characters and marked so; ""
+    while the job runs. `ended` is None while it runs; moments are aware, in UTC.
+    `reassigned` says that the job was taken from this process.
+    """
 
     ref: JobRef
     call: str
@@ -355,7 +390,11 @@ PollReport = PollDone
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Counts of jobs; `shortest` and `longest` name one of each kind, with its duration."""
+    """Counts of jobs.
+
+    `unknown` are those that run, wait again, or were taken away. `shortest_…` and
+    `longest_…` name one of each kind (the name of its callable), with its duration, or None.
+    """
 
     started: int
     successful: int

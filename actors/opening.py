@@ -6,13 +6,13 @@ import os
 import urllib.parse
 from typing import Any
 
-import ZODB
 import zc.lockfile
+import ZODB
 import zodburi
 
 from perdure.model.errors import DatabaseLockedError, UnknownSettingError
 
-__all__ = ["database_file", "open_database"]
+__all__ = ["database_file", "is_in_memory", "open_database"]
 
 BLOBS_SUFFIX = ".blobs"
 
@@ -53,7 +53,8 @@ def _with_blobs(uri: str) -> str:
     address, _, query = uri.partition("?")
     if "blobstorage_dir" in urllib.parse.parse_qs(query):
         return uri
-    path = urllib.parse.unquote(urllib.parse.urlsplit(address).path)
+    # The resolver takes the path as it stands behind the scheme, relative ones too.
+    path = address.removeprefix("file://")
     query = (query + "&" if query else "") + urllib.parse.urlencode(
         {"blobstorage_dir": os.path.abspath(path) + BLOBS_SUFFIX}
     )

@@ -82,5 +82,10 @@ class Ref(pykka.ActorRef[A]):
             raise RuntimeError(f"{self} has not been started")
         return self._thread.join(None if timeout is None else timeout.total_seconds())
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the actor's thread has ended; it may have stopped a little before."""
+        return self._thread is not None and not self._thread.is_alive()
+
     def _runs_on(self, thread: ThreadHandle) -> None:
         self._thread = thread

@@ -50,21 +50,28 @@ class SupervisorActor(Actor):
         self._history = History()
         self._begun_monotonic = context.clock.monotonic()
         self._last_poll_monotonic: float | None = None
-        self._crashes = 0
+        self._crash_count = 0
         self._degraded: list[str] = []
         self._children: dict[str, Any] = {}
         self._leaving: list[Any] = []
+        # Before it begins, so that it hears of a crash in that.
+        context.directory.set("supervisor", self.actor_ref)
 
     def on_start(self) -> None:
         """Start the tree; what is there already stays."""
         context = self._context
-        context.directory.set("supervisor", self.actor_ref)
         for role, kind in (("dispatcher", DispatcherActor), ("heartbeat", HeartbeatActor)):
             if role not in self._children:
-                ref = self._children[role] = kind.start(context)
-                context.directory.started(ref)
+                self._add(role, kind.start(context))
+                # There even before it has begun, for whoever asks or stops right away.
+                context.directory.set(role, self._children[role])
 
     # The tree.
+
+    def _add(self, role: str, ref: Any) -> None:
+        """Note a child."""
+        self._children[role] = ref
+        self._context.directory.started(ref)
 
     @handles(StopTree)
     def _stop_tree(self, message: StopTree) -> None:
@@ -77,9 +84,8 @@ class SupervisorActor(Actor):
         if role in self._children:
             self._children[role].tell(message)
         else:
-            ref = AgentActor.start(self._context, message.queue, message.agent, message.size)
-            self._children[role] = ref
-            self._context.directory.started(ref)
+            context = self._context
+            self._add(role, AgentActor.start(context, message.queue, message.agent, message.size))
 
     @handles(AgentLeft)
     def _agent_left(self, message: AgentLeft) -> None:
@@ -92,11 +98,14 @@ class SupervisorActor(Actor):
 
     @handles(ActorCrashed)
     def _crashed(self, message: ActorCrashed) -> None:
-        self._crashes += 1
+        self._crash_count += 1
 
     @handles(ActorGivenUp)
     def _given_up_by(self, message: ActorGivenUp) -> None:
         self._degraded.append(f"{message.actor_name}: {message.reason_text}")
+        # Where nobody claims and settles any more, others must be able to take over.
+        if message.actor_name == "dispatcher" and "heartbeat" in self._children:
+            self._children["heartbeat"].stop(block=False)
 
     @handles(UnknownMessageTold)
     def _unknown_told(self, message: UnknownMessageTold) -> None:
@@ -138,7 +147,7 @@ class SupervisorActor(Actor):
             since_last_poll=None if since is None else timedelta(seconds=since),
             active_jobs=len(self._history.active()),
             degraded=tuple(self._degraded),
-            crashes=self._crashes,
+            crashes=self._crash_count,
         )
 
     @handles(ActiveJobsAsked)

@@ -23,13 +23,15 @@ from perdure.actors.messages import (
     DeactivateNow,
     PollNow,
     Resize,
+    StatusAsked,
     StopClaiming,
     StopTree,
     Wake,
 )
 from perdure.actors.opening import database_file, is_in_memory, open_database
 from perdure.actors.supervisor import SupervisorActor
-from perdure.model.clock import Clock, StopSignal
+from perdure.model import local
+from perdure.model.clock import Clock, StopSignal, SystemClock
 from perdure.model.environment import environment
 from perdure.model.errors import (
     BadStatusError,
@@ -52,7 +54,10 @@ __all__ = ["ActorSystem", "start"]
 
 DRAIN = timedelta(seconds=10)
 _SUPERVISOR_ANSWERS = timedelta(seconds=60)
+_DISPATCHER_STOPS = timedelta(seconds=10)
 _THREAD_ENDS = timedelta(seconds=5)
+_STUCK_ENDS = timedelta(seconds=1)
+_SIGNAL_SEEN_SECONDS = 0.5
 _ATTEMPTS = 10
 
 
@@ -72,18 +77,21 @@ def start(
     :param database: a URI as zodburi knows it (``file:///path/app.fs``,
         ``zeo://localhost:8100``, ``memory://``), which is opened, and closed by `stop`; or
         an open `ZODB.DB`, which stays open.
-    :param queues: the queues to work for, each with how many jobs may run at once here;
-        they are made where they are missing. None: all queues that the database has, now
-        and later, with three jobs at once each.
-    :param poll_interval: how often to look for what nobody told us of.
-    :param ping_interval: how often to give a sign of life.
-    :param ping_death_interval: after how long without one the others may take us for dead.
+    :param queues: the queues to work for, each with how many jobs may run at once here (0 or
+        more; the size of the agent ``main``); they are made where they are missing, and no
+        others are. None: all queues that the database has, now and later, the default one
+        in any case, with three jobs at once each.
+    :param poll_interval: how often to look for what nobody told us of; above zero.
+    :param ping_interval: how often to give a sign of life; above zero.
+    :param ping_death_interval: after how long without one the others may take us for dead;
+        longer than `ping_interval`.
     :param clock: what time it is (default: the environment's of the database).
     :param execution: how the actors receive and wait (default: with threads).
     :param handle_signals: whether SIGTERM and SIGINT stop the system, a second one at
         once; in the main thread only. `stop` restores the handlers that were there.
 
-    Raises `UnknownSettingError` for a bad setting, `DatabaseLockedError`, `IdentityError`.
+    Raises `UnknownSettingError` for a bad setting, `DatabaseLockedError` where another
+    process has the file open, `IdentityError` where the identity file cannot be used.
     May be called from any thread; touches no transaction but its own. Several systems may
     run in one process, also on one database.
     """
@@ -93,6 +101,8 @@ def start(
         ping_interval=_checked_interval("ping_interval", ping_interval),
         ping_death_interval=_checked_interval("ping_death_interval", ping_death_interval),
     )
+    if handle_signals and threading.current_thread() is not threading.main_thread():
+        raise UnknownSettingError("handle_signals works in the main thread only")
     if settings.ping_death_interval <= settings.ping_interval:
         raise UnknownSettingError(
             f"ping_death_interval ({ping_death_interval}) must be longer than ping_interval "
@@ -139,6 +149,7 @@ class ActorSystem:
         self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._handlers: dict[int, Any] = {}
+        self._signals = 0
         known = environment(database)
         if clock is not None:
             known.clock = clock
@@ -147,8 +158,8 @@ class ActorSystem:
         install(database, settings.queues if settings.queues is not None else ("",))
         self._identity = _identity(database, clock)
         places = sum((settings.queues or {"": settings.agent_size}).values())
-        if database.getPoolSize() < places + 4:
-            database.setPoolSize(places + 4)
+        self._connections = places + 4
+        database.setPoolSize(database.getPoolSize() + self._connections)
         self._context = Context(
             clock=clock,
             execution=execution or ThreadedExecution(clock),
@@ -167,9 +178,11 @@ class ActorSystem:
         known.subscribe(self._waker)
         try:
             self._supervisor = SupervisorActor.start(self._context)
+            self._context.directory.started(self._supervisor)
+            # From its answer on there is a dispatcher, to whom `ask` and `stop` can turn.
+            self._supervisor.ask(StatusAsked(), timeout=_SUPERVISOR_ANSWERS.total_seconds())
         except BaseException:
-            known.unsubscribe(self._waker)
-            self._identity.close()
+            self.stop(timedelta(0))
             raise
         # The registration keeps alive a system that its maker has dropped.
         atexit.register(self._stop_at_exit)
@@ -199,10 +212,15 @@ class ActorSystem:
     # Putting, and waiting for what comes of it.
 
     def put(self, item: Any, /, *args: Any, **kwargs: Any) -> JobRef:
-        """Put a callable with its arguments, or a job, into the default queue, and commit.
+        """Put a callable with its arguments, or a job, into a queue, and commit.
 
-        Uses a transaction of its own; for one that is yours, see `transaction`. Raises as
-        `Queue.put` does.
+        The queue is the one that the system was started for, where that is one alone,
+        else the default queue. All further arguments are the callable's. For another queue,
+        or for the settings of `Queue.put`, use that, in a `transaction`.
+
+        Uses a transaction of its own, and tries a conflict again, ten times in all. Raises
+        as `Queue.put` does, `QueueNotFoundError` where there is no default queue, and
+        `BadStatusError` for a job that belongs to a connection.
         """
         if isinstance(item, Job) and (args or kwargs):
             raise TypeError(f"{item!r} has its arguments already; give none besides")
@@ -216,7 +234,7 @@ class ActorSystem:
             state = job.__getstate__()
             try:
                 with self.transaction() as connection:
-                    get_queue(connection).put(job)
+                    get_queue(connection, self._default_queue()).put(job)
                     ref = job.ref
                 return ref
             except transaction.interfaces.TransientError as error:
@@ -225,6 +243,10 @@ class ActorSystem:
         assert last is not None
         raise last
 
+    def _default_queue(self) -> str:
+        names = self._context.settings.queues
+        return next(iter(names)) if names is not None and len(names) == 1 else ""
+
     def result(self, job: Job | JobRef | str, *, timeout: timedelta | None = None) -> Any:
         """Return the result of a job, as soon as it is committed; callbacks may still run.
 
@@ -232,7 +254,9 @@ class ActorSystem:
 
         Raises `JobFailedError` for a failed job, `TimeoutError`, `JobNotFoundError`,
         `NotStorableError` for a result that holds persistent objects, which would be of no
-        use outside their connection. Uses a transaction of its own; does not poll.
+        use outside their connection, and `PerdureError` where the system is stopped first.
+        Uses transactions of its own. It is woken when this process commits the result; one
+        that another process commits it sees within a `poll_interval`.
         """
         ref = _ref_of(job)
         result = self._wait_for(ref, (Status.CALLBACKS, Status.COMPLETED), timeout, _portable)
@@ -241,9 +265,12 @@ class ActorSystem:
         return result
 
     def wait(self, job: Job | JobRef | str, *, timeout: timedelta | None = None) -> None:
-        """Wait until a job is COMPLETED, its callbacks included.
+        """Wait until a job is COMPLETED, its callbacks included, whether it failed or not.
 
-        Raises `TimeoutError`, `JobNotFoundError`. Uses a transaction of its own.
+        :param timeout: how long to wait; None: without end.
+
+        Raises `TimeoutError`, `JobNotFoundError`, and `PerdureError` where the system is
+        stopped first. Waits, and uses transactions of its own, as `result` does.
         """
         self._wait_for(_ref_of(job), (Status.COMPLETED,), timeout, lambda job: None)
 
@@ -280,8 +307,13 @@ class ActorSystem:
         """Open a connection, commit at the end of the with statement, abort on an error.
 
         The connection has a transaction manager of its own, so that this is safe inside
-        another transaction of the thread. A conflict at commit comes out.
+        another transaction of the thread. What the with statement or the commit raises (a
+        conflict, say) comes out, and nothing is tried again. Objects of the connection must
+        not be used after its end. Raises `PerdureError` where a database that `start` opened
+        is closed already.
         """
+        if self._owned and self._stopped.is_set():
+            raise PerdureError(f"{self!r} has closed its database: start another system")
         manager = transaction.TransactionManager()
         connection = self.database.open(transaction_manager=manager)
         try:
@@ -294,14 +326,17 @@ class ActorSystem:
     # Messages.
 
     def tell(self, message: object) -> None:
-        """Send a message, `PollNow` or `Resize`, and do not wait; see `perdure.actors.messages`."""
-        self._target(message).tell(message)
+        """Send a message, `PollNow` or `Resize`, and do not wait for what comes of it."""
+        # Asked, in truth: an error of this message's must not look like one of the actor's.
+        with contextlib.suppress(pykka.ActorDeadError):
+            self._target(message).ask(message, block=False)
 
     def ask(self, message: object, timeout: timedelta = _SUPERVISOR_ANSWERS) -> Any:
         """Send a message or a question, and return the answer.
 
         Raises `UnknownMessageError` for what nobody understands, what the answerer raised,
-        and `TimeoutError`.
+        `TimeoutError`, and `PerdureError` once the system is stopped. Touches no transaction
+        of the caller.
         """
         try:
             return self._target(message).ask(message, timeout=timeout.total_seconds())
@@ -327,21 +362,50 @@ class ActorSystem:
         What still runs then counts as interrupted, once, and its thread can commit nothing
         any more. Complete when it returns; may be called again. A job whose code does not
         end keeps its thread, a daemon, until it does.
+
+        Raises `UnknownSettingError` for a drain time that is none, `BadStatusError` in the
+        code of a job of this process, which it would have to wait for.
         """
+        if not isinstance(drain, timedelta) or drain < timedelta(0):
+            raise UnknownSettingError(f"drain must be a timedelta of 0 or more, not {drain!r}")
+        if local.current() is not None:
+            raise BadStatusError(
+                "a job cannot stop the system that may be running it: let another thread call stop"
+            )
         with self._lock:
-            if self._stopped.is_set():
-                return
             try:
-                self._stop(drain)
+                if not self._stopped.is_set():
+                    self._stop(drain)
             finally:
                 self._stopped.set()
+                self._context.results.announce_all()
                 self._restore_handlers()
 
     def join(self, timeout: timedelta | None = None) -> bool:
         """Wait until the system was stopped, by whomever; False if not within `timeout`."""
-        return self._stopped.wait(None if timeout is None else timeout.total_seconds())
+        now = SystemClock().monotonic
+        deadline = None if timeout is None else now() + timeout.total_seconds()
+        while not self._stopped.is_set():
+            left = None if deadline is None else deadline - now()
+            if left is not None and left <= 0:
+                return False
+            # A signal that comes in the instant before a wait is seen only after it.
+            slice_seconds = _SIGNAL_SEEN_SECONDS if self._handlers else None
+            bounds = [bound for bound in (left, slice_seconds) if bound is not None]
+            self._stopped.wait(min(bounds, default=None))
+        self._restore_handlers()
+        return True
 
     def _stop(self, drain: timedelta) -> None:
+        with contextlib.ExitStack() as stack:
+            if self._owned:
+                stack.callback(self.database.close)
+            stack.callback(self._identity.close)
+            stack.callback(self._shrink_pool)
+            stack.callback(self._join_actors)
+            self._deactivate(drain)
+
+    def _deactivate(self, drain: timedelta) -> None:
         context = self._context
         atexit.unregister(self._stop_at_exit)
         context.environment.unsubscribe(self._waker)
@@ -355,14 +419,26 @@ class ActorSystem:
                 context.activity.count, drain,
             )  # fmt: skip
         self._ask_dispatcher(DeactivateNow())
-        self._supervisor.ask(StopTree(), timeout=_SUPERVISOR_ANSWERS.total_seconds())
-        self._supervisor.stop()
-        for ref in (*context.directory.all_started(), self._supervisor):
-            if not ref.join(_THREAD_ENDS if drained else timedelta(seconds=1)):
-                events.warning("%s has not ended yet", ref)
-        self._identity.close()
-        if self._owned:
-            self.database.close()
+
+    def _join_actors(self) -> None:
+        """Stop every actor, and wait until all threads have ended that can end."""
+        if not hasattr(self, "_supervisor"):
+            return
+        self._supervisor.tell(StopTree())
+        self._supervisor.stop(block=False)
+        directory = self._context.directory
+        joined: set[Any] = set()
+        # An agent that ends may have made workers until then.
+        while left := [ref for ref in directory.all_started() if ref not in joined]:
+            for ref in left:
+                ref.stop(block=False)
+            for ref in left:
+                joined.add(ref)
+                if not ref.join(_THREAD_ENDS if not self._context.activity.count else _STUCK_ENDS):
+                    events.warning("%s has not ended yet", ref)
+
+    def _shrink_pool(self) -> None:
+        self.database.setPoolSize(max(1, self.database.getPoolSize() - self._connections))
 
     def _stop_at_exit(self) -> None:
         self.stop(timedelta(0))
@@ -371,19 +447,22 @@ class ActorSystem:
         dispatcher = self._context.directory.get("dispatcher")
         try:
             if dispatcher is not None:
-                dispatcher.ask(message, timeout=_SUPERVISOR_ANSWERS.total_seconds())
+                dispatcher.ask(message, timeout=_DISPATCHER_STOPS.total_seconds())
         # Stopping goes on, whatever the state of the dispatcher: the database has the truth.
         except Exception:
             events.error("the dispatcher could not be asked to %s", message, exc_info=True)
 
     def _handle_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            raise UnknownSettingError("handle_signals works in the main thread only")
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._handlers[number] = signal.signal(number, self._on_signal)
-        self._signals = 0
+            self._handlers[number] = signal.getsignal(number)
+            signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._stopped.is_set():
+            # Stopped from another thread, in which handlers cannot be restored.
+            self._restore_handlers()
+            signal.raise_signal(number)
+            return
         self._signals += 1
         drain = DRAIN if self._signals == 1 else timedelta(0)
         if self._signals > 1:
@@ -393,7 +472,9 @@ class ActorSystem:
     def _restore_handlers(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._handlers.items():
-                signal.signal(number, handler)
+                # Whoever put another one in its place meanwhile keeps it.
+                if handler is not None and signal.getsignal(number) == self._on_signal:
+                    signal.signal(number, handler)
             self._handlers.clear()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from typing import Any
 
 import transaction
 
 from perdure.actors.base import Actor, handles
-from perdure.actors.context import Context, agent_role
+from perdure.actors.context import Context, agent_role, worker_name
 from perdure.actors.messages import (
     Claimed,
     JobEnded,
@@ -31,6 +32,8 @@ from perdure.model.status import Status
 __all__ = ["WorkerActor"]
 
 LONGEST_TEXT = 10_000
+PAUSE_SECONDS = 5
+LONGEST_PAUSE_SECONDS = 60
 
 
 class WorkerActor(Actor):
@@ -40,7 +43,7 @@ class WorkerActor(Actor):
     """
 
     def __init__(self, context: Context, queue: str, agent: str, number: int) -> None:
-        super().__init__(context, name=f"worker {number} of {agent_role(queue, agent)}")
+        super().__init__(context, name=worker_name(queue, agent, number))
         self._context = context
         self._queue = queue
         self._agent = agent
@@ -49,8 +52,7 @@ class WorkerActor(Actor):
         self._frees_places = False
 
     def on_start(self) -> None:
-        """Open the connection that all its jobs use."""
-        self._connection = self._context.database.open()
+        """Make ready; the connection is opened when the first job comes."""
         self._runner = Runner(
             transaction.manager,
             self._clock,
@@ -63,8 +65,10 @@ class WorkerActor(Actor):
         """Let go of the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            transaction.abort()
-            connection.close()
+            try:
+                transaction.abort()
+            finally:
+                connection.close()
 
     def on_crash(self, error: BaseException) -> None:
         """Let go of the connection."""
@@ -74,6 +78,9 @@ class WorkerActor(Actor):
     def _run(self, message: RunJob) -> None:
         self._context.activity.begin()
         try:
+            # Looked at after it was counted: whoever stops sees the one or the other.
+            if self._context.stop.is_set():
+                raise StopRequested(f"the system stops, {message.claim.ref} is not begun")
             outcome = self._run_claim(message.claim)
         except StopRequested:
             outcome = Outcome.STOPPED
@@ -100,10 +107,8 @@ class WorkerActor(Actor):
             self._context.directory.tell("dispatcher", Wake(self._queue_oid))
 
     def _run_claim(self, claim: Claimed) -> Outcome:
-        transaction.begin()
-        try:
-            job = find_job(self._connection, claim.ref)
-        except JobNotFoundError:
+        job = self._find(claim.ref)
+        if job is None:
             return Outcome.REASSIGNED
         if job._claim != claim.number or job._agent is None:
             return Outcome.REASSIGNED
@@ -134,6 +139,26 @@ class WorkerActor(Actor):
             transaction.abort()
         self._context.results.announce(claim.ref)
         return Outcome.DONE
+
+    def _find(self, ref: JobRef) -> Job | None:
+        """Return the job, None where there is none any more; waits for the database."""
+        failures = 0
+        while True:
+            try:
+                transaction.abort()
+                transaction.begin()
+                if self._connection is None:
+                    self._connection = self._context.database.open()
+                return find_job(self._connection, ref)
+            except JobNotFoundError:
+                return None
+            # Whatever keeps the database from answering, it is waited for.
+            except Exception as error:
+                failures += 1
+                if failures == 1 or failures % 10 == 0:
+                    events.info("%s waits for the database: %s", self.name, error)
+                seconds = min(LONGEST_PAUSE_SECONDS, failures * PAUSE_SECONDS)
+                self._context.stop.wait(timedelta(seconds=seconds))
 
     def _tell_started(self, job: Job) -> None:
         trace.info("%r is started", job, extra=fields(job))
