@@ -16,6 +16,9 @@ events = logging.getLogger("perdure.events")
 trace = logging.getLogger("perdure.trace")
 """What each job went through."""
 
+# Without it, a program that has not set up logging would show the warnings on stderr.
+trace.addHandler(logging.NullHandler())
+
 
 def fields(
     job: Job | None = None, *, queue: str = "", agent: str = "", dispatcher: str = ""
