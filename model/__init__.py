@@ -20,9 +20,13 @@ from perdure.model.dispatchers import DispatcherRecord, Dispatchers
 from perdure.model.environment import Environment, environment
 from perdure.model.errors import (
     AbortedError,
+    ActorGivenUpError,
+    AskInterruptedError,
     BadStatusError,
     CallableNotFoundError,
     DatabaseLockedError,
+    FailureError,
+    IdentityError,
     JobFailedError,
     JobNotFoundError,
     JobTimeoutError,
@@ -32,9 +36,11 @@ from perdure.model.errors import (
     QueueNotFoundError,
     ReassignedError,
     StopRequested,
+    UnknownMessageError,
     UnknownSettingError,
 )
-from perdure.model.failure import Failure
+from perdure.model.failure import Failure, FailureLimits, Frame
+from perdure.model.happenings import DispatcherEvent, Happening, subscribe
 from perdure.model.job import Job
 from perdure.model.policy import (
     CommitErrored,
@@ -57,6 +63,13 @@ from perdure.model.retrying import never_fail, try_five_times, wait_for_system_r
 from perdure.model.status import ARROWS, Arrow, Status, diagram
 
 __all__ = [
+    "FailureLimits",
+    "Frame",
+    "UnknownMessageError",
+    "IdentityError",
+    "FailureError",
+    "AskInterruptedError",
+    "ActorGivenUpError",
     "ARROWS",
     "ROOT_KEY",
     "AbortedError",
@@ -69,11 +82,13 @@ __all__ = [
     "Clock",
     "CommitErrored",
     "DatabaseLockedError",
+    "DispatcherEvent",
     "DispatcherRecord",
     "Dispatchers",
     "Environment",
     "Failure",
     "GiveUp",
+    "Happening",
     "Interrupted",
     "Job",
     "JobErrored",
@@ -110,6 +125,7 @@ __all__ = [
     "local",
     "never_fail",
     "register_retry_policy",
+    "subscribe",
     "try_five_times",
     "wait_for_system_recovery",
 ]
