@@ -103,7 +103,7 @@ class Frame:
 
 
 @final
-@dataclass(frozen=True, slots=True, init=False, repr=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Failure:
     """An exception as it is stored: its type, message, frames and causes, as texts.
 

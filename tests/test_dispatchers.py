@@ -203,12 +203,16 @@ def in_every_status(view, agent):
     return jobs
 
 
-@pytest.mark.spec("D4")
-def test_burial_sees_to_every_job_that_the_dead_one_had(world, view):
+@pytest.mark.spec("D4", "X4")
+def test_burial_sees_to_every_job_that_the_dead_one_had(world, view, caplog):
+    caplog.set_level("INFO", "perdure")
     agent = view.agent(1)
     jobs = in_every_status(view, agent)
     agent.record.deactivate()
     view.commit()
+    assert [record.getMessage() for record in caplog.records if "deactiv" in record.msg] == [
+        f"{agent.record!r} was deactivated"
+    ]
     assert len(agent) == 0 and world.check() == []
     waiting = {type(job).__name__: [] for job in view.queue}
     for job in view.queue:
