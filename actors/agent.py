@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from perdure.actors.base import Actor, handles
@@ -26,11 +27,17 @@ from perdure.model.logs import events, fields
 __all__ = ["AgentActor"]
 
 CLAIMS_REMEMBERED = 1000
+LONGEST_PAUSE_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class _Report:
     """Tell the dispatcher what was run: told to itself, behind what came in first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Replace:
+    """The pause is over in which a worker was not replaced."""
 
 
 class AgentActor(Actor):
@@ -51,10 +58,13 @@ class AgentActor(Actor):
         # What the dispatcher may send again, because it has not heard yet.
         self._dealt_with: deque[Claimed] = deque(maxlen=CLAIMS_REMEMBERED)
         self._report_is_due = False
+        self._faults = 0
+        self._pausing = 0
 
     def on_start(self) -> None:
         """Make the workers that there are too few of, and tell what this actor knows."""
         self._report_is_due = False
+        self._pausing = 0
         self._fit()
         if self._ran:
             self._report_soon()
@@ -74,7 +84,7 @@ class AgentActor(Actor):
         self._fit()
 
     def _fit(self) -> None:
-        while len(self._workers) < self._size:
+        while len(self._workers) + self._pausing < self._size:
             self._number += 1
             worker = WorkerActor.start(self._context, self._queue, self._agent, self._number)
             name = worker_name(self._queue, self._agent, self._number)
@@ -106,6 +116,8 @@ class AgentActor(Actor):
             return
         claim = self._busy.pop(message.worker)
         self._idle.append(message.worker)
+        if message.outcome is Outcome.DONE:
+            self._faults = 0
         if message.outcome is not Outcome.REASSIGNED:
             self._dealt_with.append(claim)
         # One that was left because the system stops is not to be settled, nor run again.
@@ -125,10 +137,25 @@ class AgentActor(Actor):
         claim = self._busy.pop(message.worker)
         self._dealt_with.append(claim)
         del self._workers[message.worker]
+        seconds = 0
+        if message.fault:
+            # Whatever it is, it will hit the next worker, too: not without end at full speed.
+            seconds = min(LONGEST_PAUSE_SECONDS, 2 ** min(self._faults, 10))
+            self._faults += 1
         events.error(
-            "%s: job %s is interrupted, a new worker is made", self.name, claim.ref,
+            "%s: job %s is interrupted, a new worker is made in %d s",
+            self.name, claim.ref, seconds,
             extra=fields(queue=self._queue, agent=self._agent),
         )  # fmt: skip
+        if seconds:
+            self._pausing += 1
+            self.tell_later(_Replace(), timedelta(seconds=seconds))
+        else:
+            self._fit()
+
+    @handles(_Replace)
+    def _replace_after_pause(self, message: _Replace) -> None:
+        self._pausing = max(0, self._pausing - 1)
         self._fit()
 
     def _report_soon(self) -> None:

@@ -193,11 +193,15 @@ class JobRan:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """A worker's thread is gone, with the job that it ran."""
+    """A worker's thread is gone, with the job that it ran.
+
+    `fault` is True where not the job's own code ended it, but running it went wrong.
+    """
 
     worker: str
     claim: Claimed
     reason: str
+    fault: bool = False
 
 
 @dataclass(frozen=True, slots=True)

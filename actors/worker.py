@@ -91,7 +91,8 @@ class WorkerActor(Actor):
                 "%s is lost to %r", self.name, error, exc_info=True,
                 extra=fields(queue=self._queue, agent=self._agent),
             )  # fmt: skip
-            self._tell_agent(WorkerLost(self.name, message.claim, repr(error)))
+            fault = isinstance(error, Exception)
+            self._tell_agent(WorkerLost(self.name, message.claim, repr(error), fault))
             self.stop()
             return
         finally:

@@ -23,6 +23,7 @@ from perdure.actors.base import Actor
 from perdure.actors.messages import StatusAsked
 from perdure.model import Job, JobFailedError, get_queue
 from perdure.model.errors import AskInterruptedError
+from perdure.model.running import Runner
 from support import jobs
 from support.jobs import calls, gates
 from support.systems import LIMIT, Systems, read, settled
@@ -63,6 +64,25 @@ def raise_first(
 
 
 # Jobs
+
+
+@pytest.mark.spec("D11")
+def test_a_worker_lost_to_a_fault_of_its_own_is_replaced_after_a_growing_pause(
+    monkeypatch: pytest.MonkeyPatch, systems: Systems
+) -> None:
+    pauses: list[timedelta] = []
+    tell_later = AgentActor.tell_later
+
+    def without_delay(actor: AgentActor, message: Any, delay: timedelta) -> Any:
+        pauses.append(delay)
+        return tell_later(actor, message, MOMENT)
+
+    monkeypatch.setattr(AgentActor, "tell_later", without_delay)
+    raise_first(monkeypatch, Runner, "run", RuntimeError("a fault"), times=3)
+    system = systems.start(queues={"": 1})
+    ref = system.put(operator.add, 2, 3)
+    assert system.result(ref, timeout=LIMIT) == 5
+    assert pauses == [timedelta(seconds=seconds) for seconds in (1, 2, 4)]
 
 
 @pytest.mark.spec("D11")
