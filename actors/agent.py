@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,11 +23,12 @@ from perdure.actors.messages import (
 )
 from perdure.actors.worker import WorkerActor
 from perdure.model.logs import events, fields
+from perdure.model.ref import JobRef
 
 __all__ = ["AgentActor"]
 
 CLAIMS_REMEMBERED = 1000
-LONGEST_PAUSE_SECONDS = 60
+LONGEST_DELAY_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,10 @@ class _Report:
 
 
 @dataclass(frozen=True, slots=True)
-class _Replace:
-    """The pause is over in which a worker was not replaced."""
+class _Delayed:
+    """The delay is over with which the loss of this one is reported."""
+
+    claim: Claimed
 
 
 class AgentActor(Actor):
@@ -58,13 +61,12 @@ class AgentActor(Actor):
         # What the dispatcher may send again, because it has not heard yet.
         self._dealt_with: deque[Claimed] = deque(maxlen=CLAIMS_REMEMBERED)
         self._report_is_due = False
-        self._faults = 0
-        self._pausing = 0
+        self._lost: OrderedDict[JobRef, int] = OrderedDict()
+        self._held_back: list[Claimed] = []
 
     def on_start(self) -> None:
         """Make the workers that there are too few of, and tell what this actor knows."""
         self._report_is_due = False
-        self._pausing = 0
         self._fit()
         if self._ran:
             self._report_soon()
@@ -72,6 +74,9 @@ class AgentActor(Actor):
         # First of all: the answer may be on its way before whoever made this actor goes on.
         directory.set(self.name, self.actor_ref)
         directory.tell("dispatcher", AgentReady(self._queue, self._agent))
+        # What was to end their delay is forgotten.
+        for claim in tuple(self._held_back):
+            self._report_lost(claim)
 
     def on_stop(self) -> None:
         """Let every worker end, after the job that it runs."""
@@ -84,7 +89,7 @@ class AgentActor(Actor):
         self._fit()
 
     def _fit(self) -> None:
-        while len(self._workers) + self._pausing < self._size:
+        while len(self._workers) < self._size:
             self._number += 1
             worker = WorkerActor.start(self._context, self._queue, self._agent, self._number)
             name = worker_name(self._queue, self._agent, self._number)
@@ -117,7 +122,7 @@ class AgentActor(Actor):
         claim = self._busy.pop(message.worker)
         self._idle.append(message.worker)
         if message.outcome is Outcome.DONE:
-            self._faults = 0
+            self._lost.pop(claim.ref, None)
         if message.outcome is not Outcome.REASSIGNED:
             self._dealt_with.append(claim)
         # One that was left because the system stops is not to be settled, nor run again.
@@ -130,33 +135,44 @@ class AgentActor(Actor):
     def _replace(self, message: WorkerLost) -> None:
         if self._busy.get(message.worker) != message.claim:
             return
+        claim = message.claim
         # Told first: what follows may go wrong.
-        self._context.directory.tell(
-            "dispatcher", JobLost(self._queue, self._agent, message.claim)
-        )
-        claim = self._busy.pop(message.worker)
+        seconds = self._delay(claim.ref) if message.fault else 0
+        self._held_back.append(claim)
+        if seconds:
+            self.tell_later(_Delayed(claim), timedelta(seconds=seconds))
+        else:
+            self._report_lost(claim)
+        del self._busy[message.worker]
         self._dealt_with.append(claim)
         del self._workers[message.worker]
-        seconds = 0
-        if message.fault:
-            # Whatever it is, it will hit the next worker, too: not without end at full speed.
-            seconds = min(LONGEST_PAUSE_SECONDS, 2 ** min(self._faults, 10))
-            self._faults += 1
         events.error(
-            "%s: job %s is interrupted, a new worker is made in %d s",
+            "%s: job %s is interrupted, which is reported in %d s; a new worker is made",
             self.name, claim.ref, seconds,
             extra=fields(queue=self._queue, agent=self._agent),
         )  # fmt: skip
-        if seconds:
-            self._pausing += 1
-            self.tell_later(_Replace(), timedelta(seconds=seconds))
-        else:
-            self._fit()
-
-    @handles(_Replace)
-    def _replace_after_pause(self, message: _Replace) -> None:
-        self._pausing = max(0, self._pausing - 1)
         self._fit()
+
+    def _delay(self, ref: JobRef) -> int:
+        """Return for how many seconds a job that was lost to a fault is held back.
+
+        Whatever it is, it will hit the next worker too: not without end at full speed. The
+        job keeps its place meanwhile, but the others go on.
+        """
+        count = self._lost[ref] = self._lost.pop(ref, 0) + 1
+        if len(self._lost) > CLAIMS_REMEMBERED:
+            self._lost.popitem(last=False)
+        return 0 if count == 1 else min(LONGEST_DELAY_SECONDS, 2 ** min(count - 2, 10))
+
+    @handles(_Delayed)
+    def _end_delay(self, message: _Delayed) -> None:
+        self._report_lost(message.claim)
+
+    def _report_lost(self, claim: Claimed) -> None:
+        if claim in self._held_back:
+            self._held_back.remove(claim)
+            lost = JobLost(self._queue, self._agent, claim)
+            self._context.directory.tell("dispatcher", lost)
 
     def _report_soon(self) -> None:
         if not self._report_is_due:

@@ -19,6 +19,7 @@ stopped.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import traceback
 from collections import deque
@@ -36,7 +37,7 @@ from perdure.actors.execution import Execution
 from perdure.actors.messages import ActorCrashed, ActorGivenUp, UnknownMessageTold
 from perdure.actors.ref import Ref
 from perdure.actors.timers import TimerDue, Timers, TimerToken
-from perdure.model.clock import Clock
+from perdure.model.clock import Clock, StopSignal
 from perdure.model.errors import (
     ActorGivenUpError,
     AskInterruptedError,
@@ -44,7 +45,7 @@ from perdure.model.errors import (
     UnknownMessageError,
 )
 
-__all__ = ["Actor", "ActorContext", "handles"]
+__all__ = ["Actor", "ActorContext", "acts_for", "handles"]
 
 events = logging.getLogger("perdure.events")
 trace = logging.getLogger("perdure.trace")
@@ -61,8 +62,22 @@ class ActorContext(Protocol):
     @property
     def execution(self) -> Execution: ...
 
+    @property
+    def stop(self) -> StopSignal:
+        """Set, before a message tells of it, when the system stops: ends pauses."""
+
     def report(self, message: object, /) -> None:
         """Take a message of the supervision; from any actor's thread, must not raise."""
+
+
+_acting_for: contextvars.ContextVar[ActorContext | None] = contextvars.ContextVar(
+    "perdure actor's context", default=None
+)
+
+
+def acts_for(context: ActorContext) -> bool:
+    """Whether this thread is one of the actors that belong to that system."""
+    return _acting_for.get() is context
 
 
 def handles(*message_types: type[Any]) -> Callable[[Handler], Handler]:
@@ -185,6 +200,7 @@ class Actor(pykka.ThreadingActor):
     def _actor_loop(self) -> None:
         """Live: what the actor's thread runs."""
         stop: Envelope[Any] | None = None
+        _acting_for.set(self.context)
         try:
             self._begin()
             while stop is None:
@@ -306,7 +322,7 @@ class Actor(pykka.ThreadingActor):
                 return
             self._pause(count)
             failure = _caught(self._restart)
-            if failure is not None and self._stop_seen:
+            if failure is not None and self._stops():
                 self._log(events, logging.ERROR, "is stopped before it could restart", failure)
                 self._give_up()
                 return
@@ -328,17 +344,23 @@ class Actor(pykka.ThreadingActor):
         return len(self._crashes)
 
     def _pause(self, count: int) -> None:
-        """Wait before a restart, the longer the more crashes; not once there is a stop."""
+        """Wait before a restart, the longer the more crashes; not once there is a stop.
+
+        A stop of the system is seen with the message that comes next.
+        """
         # The exponent is bounded, because a float is.
         pause = self.restart_pause.total_seconds() * 2.0 ** min(count - 1, 64)
         pause = min(pause, self.longest_restart_pause.total_seconds())
         end = self._clock.monotonic() + pause
-        while not self._stop_seen and (remaining := end - self._clock.monotonic()) > 0:
+        while not self._stops() and (remaining := end - self._clock.monotonic()) > 0:
             envelope = self._inbox.get(remaining)
             if envelope is None:
                 return
             self._backlog.append(envelope)
             self._stop_seen = isinstance(envelope.message, _ActorStop)
+
+    def _stops(self) -> bool:
+        return self._stop_seen or self.context.stop.is_set()
 
     # Ending
 

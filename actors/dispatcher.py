@@ -37,16 +37,20 @@ from perdure.model.errors import PerdureError, UnknownSettingError
 from perdure.model.failure import Failure
 from perdure.model.happenings import Happening, announce
 from perdure.model.logs import events, fields, trace
+from perdure.model.moments import microseconds, moment
 from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
 from perdure.model.ref import JobRef
-from perdure.model.retrying import try_five_times
+from perdure.model.retrying import OutageLog, try_five_times
 
 __all__ = ["DispatcherActor"]
 
 T = TypeVar("T")
 
 DISCONNECTED_PAUSE = timedelta(seconds=1)
+SHORTEST_WAIT = timedelta(milliseconds=10)
+"""So often at most it works because something comes due."""
+
 NO_ANSWER = "the database did not answer"
 CLAIMS_TOLD = 200
 """So many claims of one agent, the newest, are named in the report of a poll."""
@@ -86,6 +90,8 @@ class _AgentState:
     lost: list[Claimed] = field(default_factory=list)
     claimed: deque[JobRef] = field(default_factory=lambda: deque(maxlen=CLAIMS_TOLD))
     """What was claimed since the last poll."""
+    told: str = ""
+    """With what its filter or chooser failed, as the log knows already."""
 
 
 @dataclass
@@ -98,6 +104,8 @@ class _QueueState:
     """Whether the record in the database says that this start of the process works for it."""
     taken: bool = False
     """Whether it said so before, and somebody else changed that."""
+    worked: int = 0
+    """Up to when what comes due or expires was seen, in microseconds."""
     polled: tuple[AgentPoll, ...] = ()
 
 
@@ -117,6 +125,7 @@ class DispatcherActor(Actor):
         self._last_poll: tuple[QueuePoll, ...] | None = None
         self._manager = transaction.TransactionManager()
         self._connection: Any = None
+        self._outage = OutageLog("dispatcher", context.clock)
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -130,7 +139,9 @@ class DispatcherActor(Actor):
     def on_start(self) -> None:
         """Poll for the first time, or again after a crash."""
         self._begin_anew()
-        self._poll_and_go_on()
+        # After a crash, with a stop on its way, only the deactivation is left to do.
+        if not self._context.stop.is_set():
+            self._poll_and_go_on()
 
     def on_crash(self, error: BaseException) -> None:
         """Let go of the connection, whatever state it is in."""
@@ -254,6 +265,7 @@ class DispatcherActor(Actor):
         With `settle_all` it looks at all that the agents have, not only at what was heard of.
         """
         state = self._queues[name]
+        begun = microseconds(self._clock.now())
         failed: dict[str, Failure] = {}
         while True:
             done = {agent: (list(s.ran), list(s.lost)) for agent, s in state.agents.items()}
@@ -266,7 +278,12 @@ class DispatcherActor(Actor):
                 raised.clear()
                 return self._work_agents(name, done, failed, raised, settle_all)
 
-            worked = self._commit(work)
+            def is_the_agents(
+                error: Exception, raised: list[tuple[str, Failure]] = raised
+            ) -> bool:
+                return bool(raised)
+
+            worked = self._commit(work, logged=is_the_agents)
             if worked is not None:
                 break
             if not raised:
@@ -275,9 +292,11 @@ class DispatcherActor(Actor):
                 self._work_again_later()
                 return
             failed.update(raised)
+        state.worked = begun
         for agent_name, (claims, report) in worked.items():
             agent_state = state.agents[agent_name]
             agent_state.claimed += report.claimed
+            self._tell_failure(name, agent_state, report, failed.get(agent_name))
             ran, lost = done[agent_name]
             agent_state.ran = [claim for claim in agent_state.ran if claim not in ran]
             agent_state.lost = [claim for claim in agent_state.lost if claim not in lost]
@@ -288,6 +307,22 @@ class DispatcherActor(Actor):
             if new:
                 self._context.directory.tell(agent_role(name, agent_name), RunJobs(new))
         state.polled = tuple(poll for _, poll in worked.values())
+
+    def _tell_failure(
+        self, name: str, state: _AgentState, report: AgentPoll, failure: Failure | None
+    ) -> None:
+        """Log what an agent's filter or chooser raised, once for each change."""
+        if failure is not None and report.error != state.told:
+            events.error(
+                "the filter or chooser of agent %r of queue %r failed, and it claims no more; "
+                "it is asked again and again, and logged when this changes:\n%s",
+                report.agent, name, failure.traceback(),
+                extra=fields(queue=name, agent=report.agent),
+            )  # fmt: skip
+            state.told = report.error
+        elif failure is None and report.held < report.size:
+            # It was asked, and all was well.
+            state.told = ""
 
     def _work_agents(
         self,
@@ -373,12 +408,12 @@ class DispatcherActor(Actor):
         if self._due_timer is not None:
             self.cancel_later(self._due_timer)
             self._due_timer = None
+        # What is to be worked for anyway has no need of it.
+        names = [name for name in self._queues if name not in self._dirty]
+        if not self._claiming:
+            return
         dues = self._commit(
-            lambda: {
-                name: find_queues(self._connection)[name].next_due()
-                for name, state in self._queues.items()
-                if state.ours
-            }
+            lambda: {name: self._next_due(name) for name in names if self._queues[name].ours}
         )
         if dues is None:
             self._work_again_later()
@@ -386,11 +421,17 @@ class DispatcherActor(Actor):
         moments = {name: due for name, due in dues.items() if due is not None}
         if moments:
             soonest = min(moments.values())
-            delay = max(timedelta(0), soonest - self._clock.now())
+            delay = max(SHORTEST_WAIT, moment(soonest) - self._clock.now())
             if delay < self._context.settings.poll_interval:
                 self._due_timer = self.tell_later(
                     _Due(tuple(name for name, due in moments.items() if due == soonest)), delay
                 )
+
+    def _next_due(self, name: str) -> int | None:
+        """Return what comes next since that queue was worked for, even if it is over."""
+        queue: Queue = find_queues(self._connection)[name]
+        seen = self._queues[name].worked
+        return min((due for each in queue.stripes for due in each.upcoming(seen)), default=None)
 
     # Polling.
 
@@ -549,10 +590,17 @@ class DispatcherActor(Actor):
     def _is_ours(self, record: DispatcherRecord) -> bool:
         return record.active and record.token == self._context.token
 
-    def _commit(self, call: Callable[[], T], *, raises: bool = False) -> T | None:
+    def _commit(
+        self,
+        call: Callable[[], T],
+        *,
+        raises: bool = False,
+        logged: Callable[[Exception], bool] = lambda error: False,
+    ) -> T | None:
         """Call in a transaction and commit, five times at most; None where it failed.
 
-        With `raises` it raises instead what the call, or the commit, raised.
+        With `raises` it raises instead what the call, or the commit, raised. `logged` is as
+        for `try_five_times`; a lost connection is seen to.
         """
         results: list[T] = []
 
@@ -568,7 +616,12 @@ class DispatcherActor(Actor):
                 raise
 
         raised: list[Exception] = []
-        outcome = try_five_times(keep, "a dispatcher's transaction", self._manager)
+        outcome = try_five_times(
+            keep,
+            "a dispatcher's transaction",
+            self._manager,
+            logged=lambda error: self._outage(error) or logged(error),
+        )
         if not isinstance(outcome, Failure):
             return results[0]
         if raises:

@@ -15,7 +15,7 @@ import transaction
 from perdure.actors.base import Actor, handles
 from perdure.actors.context import Context
 from perdure.model.queues import find_queues
-from perdure.model.retrying import try_five_times
+from perdure.model.retrying import OutageLog, try_five_times
 
 __all__ = ["HeartbeatActor"]
 
@@ -32,6 +32,7 @@ class HeartbeatActor(Actor):
         super().__init__(context, name="heartbeat")
         self._context = context
         self._manager = transaction.TransactionManager()
+        self._outage = OutageLog("heartbeat", context.clock)
         self._connection: Any = None
 
     def on_start(self) -> None:
@@ -65,7 +66,7 @@ class HeartbeatActor(Actor):
 
     @handles(_Beat)
     def _beat(self, message: _Beat) -> None:
-        try_five_times(self._ping, "giving a sign of life", self._manager)
+        try_five_times(self._ping, "giving a sign of life", self._manager, logged=self._outage)
         self.tell_later(_Beat(), self._interval())
 
     def _ping(self) -> None:

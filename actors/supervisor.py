@@ -94,7 +94,7 @@ class SupervisorActor(Actor):
         if ref is not None:
             self._context.directory.set(role, None)
             ref.stop(block=False)
-            self._leaving.append(ref)
+            self._leaving = [other for other in self._leaving if not other.has_ended] + [ref]
 
     @handles(ActorCrashed)
     def _crashed(self, message: ActorCrashed) -> None:

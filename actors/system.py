@@ -17,6 +17,7 @@ from typing import Any, Self
 import pykka
 import transaction
 
+from perdure.actors.base import acts_for
 from perdure.actors.context import Activity, Context, Settings
 from perdure.actors.execution import Execution, ThreadedExecution
 from perdure.actors.messages import (
@@ -38,6 +39,7 @@ from perdure.model.errors import (
     JobFailedError,
     NotStorableError,
     PerdureError,
+    PutInDoubtError,
     UnknownSettingError,
 )
 from perdure.model.failure import Failure
@@ -47,6 +49,7 @@ from perdure.model.lane import Lane
 from perdure.model.logs import events
 from perdure.model.queues import get_queue, install
 from perdure.model.ref import JobRef, find_job
+from perdure.model.retrying import is_disconnect
 from perdure.model.status import Status
 from perdure.model.storable import contains_persistent
 
@@ -220,7 +223,9 @@ class ActorSystem:
 
         Uses a transaction of its own, and tries a conflict again, ten times in all. Raises
         as `Queue.put` does, `QueueNotFoundError` where there is no default queue, and
-        `BadStatusError` for a job that belongs to a connection.
+        `BadStatusError` for a job that belongs to a connection. Where the database is lost,
+        it raises `ClientDisconnected` if nothing was put, and `PutInDoubtError`, which names
+        the job, if the commit may have taken place.
         """
         if isinstance(item, Job) and (args or kwargs):
             raise TypeError(f"{item!r} has its arguments already; give none besides")
@@ -232,14 +237,19 @@ class ActorSystem:
         last: BaseException | None = None
         for _ in range(_ATTEMPTS):
             state = job.__getstate__()
+            ref: JobRef | None = None
             try:
                 with self.transaction() as connection:
                     get_queue(connection, self._default_queue()).put(job)
                     ref = job.ref
                 return ref
             except transaction.interfaces.TransientError as error:
-                last = error
                 job.__setstate__(state)
+                if is_disconnect(error):
+                    if ref is None:
+                        raise
+                    raise PutInDoubtError(ref) from error
+                last = error
         assert last is not None
         raise last
 
@@ -364,13 +374,19 @@ class ActorSystem:
         end keeps its thread, a daemon, until it does.
 
         Raises `UnknownSettingError` for a drain time that is none, `BadStatusError` in the
-        code of a job of this process, which it would have to wait for.
+        code of a job of this process, and in what the system calls itself (a subscriber to
+        its events, a filter, a chooser): it would have to wait for them.
         """
         if not isinstance(drain, timedelta) or drain < timedelta(0):
             raise UnknownSettingError(f"drain must be a timedelta of 0 or more, not {drain!r}")
         if local.current() is not None:
             raise BadStatusError(
                 "a job cannot stop the system that may be running it: let another thread call stop"
+            )
+        if acts_for(self._context):
+            raise BadStatusError(
+                "a subscriber, filter or chooser that the system itself has called cannot stop "
+                "it: let another thread call stop"
             )
         with self._lock:
             try:
@@ -409,9 +425,10 @@ class ActorSystem:
         context = self._context
         atexit.unregister(self._stop_at_exit)
         context.environment.unsubscribe(self._waker)
-        self._ask_dispatcher(StopClaiming())
-        # Ends the waits of retries at once; what runs goes on.
+        # Ends the waits of retries, and pauses of actors, at once; what runs goes on.
         context.stop.set()
+        context.lane.end()
+        self._ask_dispatcher(StopClaiming())
         drained = context.activity.wait_until_none(drain)
         if not drained:
             events.warning(

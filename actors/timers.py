@@ -13,6 +13,9 @@ __all__ = ["TimerDue", "TimerToken", "Timers"]
 
 TimerToken = NewType("TimerToken", int)
 
+_FORGOTTEN_AT_MOST = 16
+"""So many entries of cancelled timers may be kept whatever the others are."""
+
 
 @dataclass(frozen=True, slots=True)
 class TimerDue:
@@ -42,6 +45,10 @@ class Timers:
     def cancel(self, token: TimerToken) -> None:
         """Forget that timer; nothing happens if there is none any more."""
         self._messages.pop(token, None)
+        # Its entry stays for now: most of the heap must be of use, not all of it.
+        if len(self._heap) > 2 * len(self._messages) + _FORGOTTEN_AT_MOST:
+            self._heap = [entry for entry in self._heap if entry[1] in self._messages]
+            heapq.heapify(self._heap)
 
     def clear(self) -> None:
         """Forget all timers."""

@@ -26,7 +26,9 @@ from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.logs import events, fields, trace
 from perdure.model.ref import JobRef, find_job
+from perdure.model.retrying import is_away
 from perdure.model.running import Runner
+from perdure.model.saferepr import survive
 from perdure.model.status import Status
 
 __all__ = ["WorkerActor"]
@@ -63,11 +65,12 @@ class WorkerActor(Actor):
 
     def on_stop(self) -> None:
         """Let go of the connection."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            try:
-                transaction.abort()
-            finally:
+        connection = self._own_connection()
+        self._connection = None
+        try:
+            transaction.abort()
+        finally:
+            if connection is not None:
                 connection.close()
 
     def on_crash(self, error: BaseException) -> None:
@@ -82,16 +85,19 @@ class WorkerActor(Actor):
             if self._context.stop.is_set():
                 raise StopRequested(f"the system stops, {message.claim.ref} is not begun")
             outcome = self._run_claim(message.claim)
-        except StopRequested:
-            outcome = Outcome.STOPPED
         # The job raised what is no Exception, or running it went wrong in a way that was
         # not foreseen: this worker is not to be trusted any more.
         except BaseException as error:
+            # A job may raise it as well.
+            if isinstance(error, StopRequested) and self._context.stop.is_set():
+                self._tell_agent(JobRan(self.name, message.claim, Outcome.STOPPED))
+                return
             events.error(
                 "%s is lost to %r", self.name, error, exc_info=True,
                 extra=fields(queue=self._queue, agent=self._agent),
             )  # fmt: skip
-            fault = isinstance(error, Exception)
+            closed = self._connection is not None and self._own_connection() is None
+            fault = isinstance(error, Exception) and not closed
             self._tell_agent(WorkerLost(self.name, message.claim, repr(error), fault))
             self.stop()
             return
@@ -141,20 +147,36 @@ class WorkerActor(Actor):
         self._context.results.announce(claim.ref)
         return Outcome.DONE
 
+    def _own_connection(self) -> Any:
+        """Return the connection, None where the job's code has closed it, or there is none.
+
+        One that was closed is the pool's, and may be another thread's by now.
+        """
+        connection = self._connection
+        if connection is None or connection.opened is None:
+            return None
+        ours = connection.transaction_manager is transaction.manager.manager
+        return connection if ours else None
+
     def _find(self, ref: JobRef) -> Job | None:
-        """Return the job, None where there is none any more; waits for the database."""
+        """Return the job, None where there is none any more; waits for the database.
+
+        Raises what loading it raises, where it cannot be loaded.
+        """
         failures = 0
         while True:
             try:
                 transaction.abort()
                 transaction.begin()
-                if self._connection is None:
+                if self._own_connection() is None:
                     self._connection = self._context.database.open()
                 return find_job(self._connection, ref)
             except JobNotFoundError:
                 return None
-            # Whatever keeps the database from answering, it is waited for.
+            # The database is waited for; what cannot be loaded cannot be run, either.
             except Exception as error:
+                if not is_away(error):
+                    raise
                 failures += 1
                 if failures == 1 or failures % 10 == 0:
                     events.info("%s waits for the database: %s", self.name, error)
@@ -198,11 +220,9 @@ class WorkerActor(Actor):
 
 
 def _text(result: object) -> str:
-    try:
-        return repr(result)
-    # It is the application's object, whose repr may raise anything.
-    except Exception:
-        return f"<{type(result).__qualname__} that has no repr>"
+    return survive(
+        lambda: repr(result), lambda error: f"<{type(result).__qualname__} that has no repr>"
+    )
 
 
 def _cut(text: str) -> str:

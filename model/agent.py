@@ -8,13 +8,16 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from persistent import Persistent
+from transaction.interfaces import TransientError
+from ZODB.POSException import POSError
 
 from perdure.model import names
 from perdure.model.completed import Completed
 from perdure.model.environment import clock_of
-from perdure.model.errors import BadStatusError, UnknownSettingError
+from perdure.model.errors import BadStatusError, CallableNotFoundError, UnknownSettingError
 from perdure.model.failure import Failure
 from perdure.model.internal import InternalJob
+from perdure.model.logs import events, fields
 from perdure.model.moments import Duration
 from perdure.model.ref import JobRef
 from perdure.model.resolving import is_loadable, is_whole
@@ -67,6 +70,7 @@ class Agent(Persistent):
         self.record = record
         self._size = _checked_size(name, size)
         self._held: dict[bytes, tuple[Job, int]] = {}
+        self._left: dict[bytes, tuple[Job, int]] = {}
         self.completed = Completed()
         if filter is not None:
             self.filter = filter
@@ -138,7 +142,16 @@ class Agent(Persistent):
         return iter([job for job, _ in self._held.values()])
 
     def __contains__(self, job: Job) -> bool:
-        return job._p_oid in self._held
+        return job._p_oid in self._held or job._p_oid in self._left
+
+    @property
+    def left(self) -> list[Job]:
+        """Jobs that it had and nobody works on: they could not be dealt with where that was due.
+
+        They take none of its places. An internal job in the queue deals with each where it
+        can be loaded; so does the next activation.
+        """
+        return [job for job, _ in self._left.values()]
 
     def claims(self) -> list[Claim]:
         """Return what it holds, for those who run it."""
@@ -196,17 +209,50 @@ class Agent(Persistent):
         """Take note of what a worker has done with a job; harmless when repeated.
 
         A COMPLETED one moves to `completed`; one that is elsewhere by now is dropped;
-        one that is still under way stays.
+        one that is still under way stays; one that cannot be loaded here is `left`; one that
+        cannot be settled is logged, and stays.
         """
-        for oid, (job, held) in list(self._held.items()):
+        for job, held in list(self._held.values()):
             if JobRef.of(job) == ref and held == number:
-                self._settle(oid, job, held)
+                if is_loadable(job):
+                    self._try_to_settle(job, held)
+                else:
+                    self._leave(job, held)
 
     def settle_all(self) -> list[Claim]:
-        """Settle what can be; return what is still to be run."""
-        for oid, (job, number) in list(self._held.items()):
-            self._settle(oid, job, number)
+        """Settle what can be; return what is still to be run.
+
+        What cannot be settled is logged, and stays as it is.
+        """
+        for job, number in list(self._held.values()):
+            self._try_to_settle(job, number)
         return self.claims()
+
+    def _try_to_settle(self, job: Job, number: int) -> None:
+        try:
+            self._settle(job._p_oid, job, number)
+        except (TransientError, POSError):
+            raise
+        # One job must not keep the others from being settled.
+        except Exception:
+            self._tell_stuck("settled", job)
+            self._held[job._p_oid] = job, number
+            self._p_changed = True
+
+    def _tell_stuck(self, what: str, job: Job) -> None:
+        events.error(
+            "a job of %r cannot be %s, and stays with it: %r", self, what, JobRef.of(job),
+            exc_info=True, extra=fields(queue=self.queue.name, agent=self.name),
+        )  # fmt: skip
+
+    def _leave(self, job: Job, number: int) -> None:
+        """Let a job that cannot be loaded here wait for a process where it can be."""
+        if self._left.get(job._p_oid) == (job, number):
+            return
+        self._held.pop(job._p_oid, None)
+        self._left[job._p_oid] = job, number
+        self._p_changed = True
+        self.queue._put_internal("recover", job, number)
 
     def _settle(self, oid: bytes, job: Job, number: int) -> None:
         if not is_loadable(job):
@@ -244,9 +290,15 @@ class Agent(Persistent):
         side = self.queue.side
         if not side:
             return
-        for each in [job, *job.descendants()]:
+        for each in list(_family(job)):
             record = side.get(each)
             if record is None:
+                continue
+            if not all(map(is_loadable, record.callbacks)):
+                events.critical(
+                    "late callbacks of %r cannot be loaded, and are not called", each,
+                    extra=fields(each),
+                )  # fmt: skip
                 continue
             entries = dict(each._annotations or {})
             for name, entry in record.annotations.items():
@@ -273,7 +325,9 @@ class Agent(Persistent):
         return KEPT_BY_DEFAULT
 
     def _drop(self, oid: bytes) -> None:
-        if self._held.pop(oid, None) is not None:
+        if oid in self._held or oid in self._left:
+            self._held.pop(oid, None)
+            self._left.pop(oid, None)
             self._p_changed = True
 
     def interrupt(self, job: Job) -> None:
@@ -281,14 +335,14 @@ class Agent(Persistent):
 
         Its record is written whatever its status is: that makes sure that the worker
         can commit nothing for it any more. One that cannot be loaded here, with all that
-        it holds, is left to the next dispatcher that can.
+        it holds, is `left` to the next dispatcher that can.
         """
-        entry = self._held.get(job._p_oid)
+        entry = self._held.get(job._p_oid) or self._left.get(job._p_oid)
         if entry is None:
             return
         _, number = entry
         if not is_whole(job):
-            self.queue._put_internal("recover", job, number)
+            self._leave(job, number)
             return
         if job._agent is not self or job._claim != number:
             self._settle(job._p_oid, job, number)
@@ -312,18 +366,37 @@ class Agent(Persistent):
             raise BadStatusError(f"{job!r} is {status.name}, and an agent holds it")
 
     def interrupt_all(self) -> int:
-        """Interrupt everything that it holds; return how many jobs that were."""
+        """Interrupt everything that it holds, or that was left; return how many jobs that were.
+
+        One whose status is none that an agent's job can have is logged, and `left`.
+        """
         # Written even if it holds nothing here: a claim that is under way, and that this
         # transaction does not see, must not be committed as well.
         self._p_changed = True
-        jobs = list(self)
-        for job in jobs:
-            self.interrupt(job)
-        return len(jobs)
+        entries = {**self._left, **self._held}
+        for oid, entry in entries.items():
+            try:
+                self.interrupt(entry[0])
+            # Nobody could deal with it later either.
+            except (BadStatusError, CallableNotFoundError):
+                self._tell_stuck("interrupted", entry[0])
+                self._held.pop(oid, None)
+                self._left[oid] = entry
+        return len(entries)
 
     def forget(self, now: datetime.datetime) -> bool:
         """Forget the done jobs whose time is over; tell whether there were any."""
         return self.completed.due(now) and self.completed.forget(now)
+
+
+def _family(job: Job) -> Iterator[Job]:
+    """Return a job, its callbacks, theirs, and so on, as far as they can be loaded here."""
+    waiting = [job]
+    while waiting:
+        each = waiting.pop(0)
+        if is_loadable(each):
+            yield each
+            waiting = [*each._children(), *waiting]
 
 
 def _checked_size(name: str, size: object) -> int:

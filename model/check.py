@@ -12,7 +12,7 @@ from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
-from perdure.model.resolving import deadline_of, is_loadable, position_of, stored
+from perdure.model.resolving import deadline_of, is_loadable, position_of, stored, unreadable
 from perdure.model.status import Status
 from perdure.model.stripe import Stripe
 
@@ -64,6 +64,9 @@ class _Checker:
 
     def _place(self, job: Job, place: str) -> None:
         if not is_loadable(job):
+            # Code that is not here is no violation; a record that it cannot load is.
+            if job._p_oid not in self._places and (error := unreadable(job)):
+                self._say(f"the {error.name}, {place}, cannot be read: {error.reason}")
             self._jobs[job._p_oid] = job
             self._places.setdefault(job._p_oid, []).append(place)
             return
@@ -75,10 +78,10 @@ class _Checker:
         if isinstance(job, InternalJob) and job.status is not Status.COMPLETED:
             self._place_served(job)
         for callback in job.callbacks:
-            if callback._queue is None:
+            if stored(callback, "_queue", None) is None:
                 self._place(callback, f"with {job!r}")
         if job.status is Status.COMPLETED:
-            for callback in job._callbacks or ():
+            for callback in filter(is_loadable, job._callbacks or ()):
                 if callback._queue is None and callback.status is not Status.COMPLETED:
                     self._say(f"{job!r} is COMPLETED, its callback {callback!r} is not")
 
@@ -155,7 +158,7 @@ class _Checker:
         allowed = (Status.ASSIGNED, Status.ACTIVE, Status.CALLBACKS, Status.COMPLETED)
         for record in self._queue.dispatchers.records():
             for agent in record.agents():
-                for job, number in agent._held.values():
+                for job, number in [*agent._held.values(), *agent._left.values()]:
                     if not is_loadable(job):
                         self._place(job, repr(agent))
                         continue
@@ -169,7 +172,7 @@ class _Checker:
     def _walk_completed(self, agent: Agent) -> None:
         for job in agent.completed:
             self._place(job, f"completed by {agent!r}")
-            if job.status is not Status.COMPLETED:
+            if is_loadable(job) and job.status is not Status.COMPLETED:
                 self._say(f"{job!r} is {job.status.name} and among the completed of {agent!r}")
 
     def _compare_length(self) -> None:

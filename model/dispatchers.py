@@ -79,10 +79,9 @@ class DispatcherRecord(Persistent):
     def remove_agent(self, name: str) -> None:
         """Remove an agent; raises `ValueError` while it holds jobs."""
         agent = self[name]
-        if len(agent):
+        if held := len(agent) + len(agent.left):
             raise UnknownSettingError(
-                f"{agent!r} holds {len(agent)} jobs: set its size to 0 and wait until they are "
-                "done"
+                f"{agent!r} holds {held} jobs: set its size to 0 and wait until they are done"
             )
         # A claim that is under way must not be committed as well.
         agent._p_changed = True
@@ -145,7 +144,7 @@ class DispatcherRecord(Persistent):
         if not self.registered:
             raise BadStatusError(f"{self!r} was unregistered: register {self.uuid} again")
         for agent in self.agents():
-            if len(agent):
+            if len(agent) or agent.left:
                 agent.interrupt_all()
         self.activated = self.last_ping = clock_of(self.queue).now()
         self.incarnation = incarnation
@@ -236,7 +235,7 @@ class Dispatchers(Persistent):
         record = self[uuid]
         if record.active:
             raise BadStatusError(f"{record!r} is active: deactivate it first")
-        if any(len(agent) for agent in record.agents()):
+        if any(len(agent) or agent.left for agent in record.agents()):
             raise BadStatusError(f"{record!r} has agents that hold jobs")
         # An activation that is under way must not be committed as well.
         record._p_changed = True
@@ -299,7 +298,7 @@ class Dispatchers(Persistent):
             if not record.active
             and record.last_ping is not None
             and now - record.last_ping > KEPT_WHEN_DEAD
-            and not any(len(agent) or agent.completed for agent in record.agents())
+            and not any(len(a) or a.left or a.completed for a in record.agents())
         ]
         for uuid in old:
             self.unregister(uuid)

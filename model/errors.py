@@ -21,6 +21,7 @@ __all__ = [
     "NotInstalledError",
     "NotStorableError",
     "PerdureError",
+    "PutInDoubtError",
     "QueueNotFoundError",
     "ReassignedError",
     "StopRequested",
@@ -131,6 +132,24 @@ class FailureError(PerdureError):
 
     def __str__(self) -> str:
         return f"{self.failure} (this type cannot be created again here; ask `failure.check`)"
+
+
+class PutInDoubtError(PerdureError):
+    """The database was lost while a job was put: it may have been put all the same.
+
+    `ref` is the `JobRef` that it has then: once the database is back,
+    ``find_job(connection, ref)`` returns the job, or raises `JobNotFoundError`.
+    """
+
+    def __init__(self, ref: object) -> None:
+        super().__init__(ref)
+        self.ref = ref
+
+    def __str__(self) -> str:
+        return (
+            f"the database was lost while job {self.ref} was put, which may have taken place: "
+            "ask find_job for it before you put it again"
+        )
 
 
 class StopRequested(BaseException):

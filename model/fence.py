@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from transaction.interfaces import TransactionFailedError
+from ZODB.POSException import ConnectionStateError
 from ZODB.utils import z64
 
 from perdure.model import local
@@ -35,12 +37,21 @@ class Fence:
         self._agent = root._agent
         self._warned = False
         self._in_call = False
+        self._thread = threading.get_ident()
+        # Of the connection, if there is one yet.
+        self._manager = None if root._p_jar is None else root._p_jar.transaction_manager
 
     def check(self) -> None:
-        """Raise `ReassignedError` where the job was taken from us."""
+        """Raise `ReassignedError` where the job was taken from us.
+
+        Raises `ConnectionStateError` where its connection was closed: that may be another
+        thread's by now.
+        """
         root = self.root
         if root._p_jar is None:
             return
+        if self._manager is not None and root._p_jar.transaction_manager is not self._manager:
+            raise ConnectionStateError(f"the connection of {root._p_oid!r} was closed")
         root._p_activate()
         lost = root._agent is not self._agent and not self.letting_go
         if lost or root._claim != self._claim:
@@ -57,7 +68,9 @@ class Fence:
 
     def beforeCompletion(self, transaction: Any) -> None:  # noqa: N802
         """Fence the transaction off; it may be about to commit, or to abort."""
-        if self._in_call and not self._warned:
+        # Another thread aborts it when the database is closed; that is not the job's doing.
+        ours = threading.get_ident() == self._thread
+        if self._in_call and ours and not self._warned:
             self._warned = True
             events.warning(
                 "%r ends its transaction by itself: what it does is no longer in one "

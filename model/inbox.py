@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ class InboxTable(Persistent):
 
 @dataclass
 class _Lease:
-    transaction: Any
+    transaction: weakref.ref[Any]
     number: int
     entries: int = 0
     stamp: int = 0
@@ -161,6 +162,7 @@ class Leases:
         self._made: dict[bytes, int] = {}
         self._free: dict[bytes, deque[int]] = {}
         self._leases: dict[tuple[int, bytes], _Lease] = {}
+        self._lost: deque[tuple[int, bytes, _Lease]] = deque()
         self._written: dict[tuple[bytes, int], tuple[int, int]] = {}
         self._used: dict[tuple[bytes, int], int] = {}
 
@@ -191,13 +193,19 @@ class Leases:
         jar, oid = queue._p_jar, queue._p_oid
         transaction = jar.transaction_manager.get()
         self._renew_after_fork()
+        # Those of threads that have ended without commit and abort.
+        while self._lost:
+            self._ended(False, *self._lost.popleft())
         with self._lock:
             lease = self._leases.get((id(jar), oid))
-            if lease is not None and lease.transaction is transaction:
+            if lease is not None and lease.transaction() is transaction:
                 return lease
-        lease = _Lease(transaction, self._take(queue, oid, now))
+        lost, jar_id = self._lost, id(jar)
+        lease = _Lease(weakref.ref(transaction), self._take(queue, oid, now))
+        # Called whenever garbage is collected, so that it must not want the lock.
+        weakref.finalize(transaction, lost.append, (jar_id, oid, lease)).atexit = False
         with self._lock:
-            self._leases[id(jar), oid] = lease
+            self._leases[jar_id, oid] = lease
         transaction.addBeforeCommitHook(self._before_commit, args=(queue, lease))
         transaction.addAfterCommitHook(self._ended, args=(id(jar), oid, lease))
         transaction.addAfterAbortHook(self._ended, args=(False, id(jar), oid, lease))

@@ -17,6 +17,7 @@ from perdure.model.environment import clock_of, environment
 from perdure.model.errors import BadStatusError, NotStorableError
 from perdure.model.record import JobRecord
 from perdure.model.ref import JobRef
+from perdure.model.saferepr import survive
 from perdure.model.side import SideRecord
 from perdure.model.status import Status
 from perdure.model.storable import check_arguments, is_plain
@@ -59,12 +60,14 @@ class Job(JobRecord):
 
     def __repr__(self) -> str:
         # Shown in logs just when something else is wrong, so it never raises.
-        try:
+        name = type(self).__name__
+
+        def text() -> str:
             # Jobs among the arguments of jobs may refer to each other.
             call = "" if _in_repr.get() else " " + self._call_text()
-            return f"<{type(self).__name__} {self._identity()}{call}>"
-        except Exception:
-            return f"<{type(self).__name__} that cannot be read>"
+            return f"<{name} {self._identity()}{call}>"
+
+        return survive(text, lambda error: f"<{name} that cannot be read>")
 
     def __getstate__(self) -> Any:
         state = super().__getstate__()
@@ -381,9 +384,7 @@ def as_job(item: Any) -> Job:
 def _short(value: Any, job: Job) -> str:
     if value is job:
         return "<this job>"
-    try:
-        text = repr(value)
-    # A repr in a repr must not raise.
-    except Exception:
-        text = f"<{type(value).__qualname__} that has no repr>"
+    text = survive(
+        lambda: repr(value), lambda error: f"<{type(value).__qualname__} that has no repr>"
+    )
     return text if len(text) <= 80 else text[:77] + "..."

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from perdure.model.clock import Clock
+from perdure.model.errors import StopRequested
 
 __all__ = ["Attempt", "Lane"]
 
@@ -21,9 +22,13 @@ PATIENCE_SECONDS = 5.0
 
 @dataclass
 class Attempt:
-    """One attempt that is under way; `alone` while no other was beside it."""
+    """One attempt that is under way; `alone` while no other was beside it.
+
+    `waited_out` are those that go on for longer than others wait for them.
+    """
 
     alone: bool = True
+    waited_out: bool = False
 
 
 class Lane:
@@ -34,6 +39,13 @@ class Lane:
         self._condition = threading.Condition()
         self._inside: list[Attempt] = []
         self._waiting_alone = 0
+        self._ended = False
+
+    def end(self) -> None:
+        """End the waits, now and later, with `StopRequested`: the system stops."""
+        with self._condition:
+            self._ended = True
+            self._condition.notify_all()
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[Attempt]:
@@ -48,11 +60,16 @@ class Lane:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[Attempt]:
-        """Make an attempt alone, if the others end within a few seconds."""
+        """Make an attempt alone, if the others end within a few seconds.
+
+        One that did not is waited for by nobody any more, and counts as beside it.
+        """
         with self._condition:
             self._waiting_alone += 1
             try:
-                self._wait(lambda: not self._inside)
+                self._wait(lambda: all(other.waited_out for other in self._inside))
+                for other in self._inside:
+                    other.waited_out = True
                 attempt = self._enter()
             except BaseException:
                 self._waiting_alone -= 1
@@ -77,11 +94,12 @@ class Lane:
             self._inside = [other for other in self._inside if other is not attempt]
             self._condition.notify_all()
 
-    def _wait(self, ready: object) -> None:
-        assert callable(ready)
+    def _wait(self, ready: Callable[[], bool]) -> None:
         deadline = self._clock.monotonic() + PATIENCE_SECONDS
         while not ready():
             left = deadline - self._clock.monotonic()
             if left <= 0:
                 return
+            if self._ended:
+                raise StopRequested("the system stops: an attempt is not begun")
             self._clock.wait(self._condition, left)

@@ -13,9 +13,12 @@ from typing import Any, cast
 
 from persistent import Persistent
 
-from perdure.model.errors import CallableNotFoundError, NotStorableError
+from perdure.model.errors import CallableNotFoundError, NotStorableError, StopRequested
 
-__all__ = ["name_of", "resolve"]
+__all__ = ["NOT_OF_THE_CODE", "name_of", "resolve"]
+
+NOT_OF_THE_CODE = (KeyboardInterrupt, StopRequested)
+"""What code that is imported or loaded may raise that is no fault of its own."""
 
 
 def name_of(thing: object) -> str:
@@ -71,17 +74,17 @@ def resolve(name: str) -> Any:
     """Return what ``module:qualname`` stands for in this process; imports the module.
 
     Raises `CallableNotFoundError` where it stands for nothing, or where importing it
-    raises any `Exception`.
+    raises anything but `KeyboardInterrupt` and `StopRequested`.
     """
     module_name, _, qualname = name.rpartition(":")
     try:
         found: Any = _module(module_name)
         for part in qualname.split("."):
             found = getattr(found, part)
-    except CallableNotFoundError:
+    except (CallableNotFoundError, *NOT_OF_THE_CODE):
         raise
-    # Importing runs the application's code, which may raise anything.
-    except Exception as error:
+    # Importing runs the application's code, which may raise anything, and call sys.exit.
+    except BaseException as error:
         raise CallableNotFoundError(name, f"{type(error).__name__}: {error}") from error
     return found
 

@@ -174,6 +174,9 @@ class RetryCommonFourTimes(RetryPolicy):
 
     log_every = 5
 
+    conflicts_without_wait = 10
+    """After how many of the conflicts that are not counted the waits grow, 1, 2 … 60 s."""
+
     def on_receive(self, message: PolicyMessage) -> Decision:
         if isinstance(message, Interrupted):
             return self._interrupted()
@@ -187,7 +190,9 @@ class RetryCommonFourTimes(RetryPolicy):
         if failure.check(TransientError):
             self.note("transaction_error", failure)
             if not message.alone and failure.check(ConflictError):
-                return Retry()
+                # Nearly always the first attempt that has no other beside it succeeds.
+                many = self.count("conflict_beside_others") - self.conflicts_without_wait
+                return Retry(timedelta(seconds=min(60, max(0, many))))
             return self._again(
                 "transaction error", self.count("transaction_error"), self.max_transaction_errors
             )
@@ -219,7 +224,8 @@ class RetryCommonForever(RetryCommonFourTimes):
     """For callbacks: never gives up but for an error of the callable itself.
 
     Transaction errors, lost connections, interruptions, and any error at commit are
-    followed by another attempt without end.
+    followed by another attempt without end. Two interruptions are so at once, more after
+    waits of 1, 2 … 60 s: they may be of the callable's own making.
     """
 
     max_transaction_errors = None
@@ -237,6 +243,12 @@ class RetryCommonForever(RetryCommonFourTimes):
                 extra=fields(self.job),
             )  # fmt: skip
         return Retry(timedelta(seconds=min(60, count - 1)))
+
+    def _interrupted(self) -> Decision:
+        decision = super()._interrupted()
+        if not isinstance(decision, Retry):
+            return decision
+        return Retry(timedelta(seconds=min(60, max(0, self.data["interruptions"] - 2))))
 
 
 class NeverRetry(RetryPolicy):

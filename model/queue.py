@@ -48,6 +48,9 @@ __all__ = ["Filter", "Queue"]
 T = TypeVar("T")
 Filter = Callable[[Job], bool]
 
+EXPIRED_AT_ONCE = 1000
+"""How many jobs of a stripe, at most, one claim lets expire; the next one goes on."""
+
 STRIPES = 4
 """How many stripes a new queue has: that many dispatchers can claim without meeting."""
 
@@ -246,7 +249,7 @@ class Queue(Persistent):
                 if name != key.unresolved:
                     self._move(place, job, key._replace(unresolved=name))
                 continue
-            if key.unresolved and self._is_late(job, now):
+            if self._is_late(job, now):
                 self._expire_one(place, job)
                 continue
             if filter is not None and filter_name not in key.refused:
@@ -323,7 +326,7 @@ class Queue(Persistent):
         """Return the jobs that hold places: with agents, or lost by their workers."""
         for record in self.dispatchers.records():
             for agent in record.agents():
-                for job in agent:
+                for job in (*agent, *agent.left):
                     if is_loadable(job) and job._agent is agent:
                         yield job
         # Those that deal with the lost ones may not be sorted in yet.
@@ -369,9 +372,15 @@ class Queue(Persistent):
         return found
 
     def _expire(self, stripes: Sequence[int], now: int) -> None:
-        """Let the jobs whose deadline passed be failed, each by an internal job."""
+        """Let jobs whose deadline passed be failed, each by an internal job.
+
+        Not too many of them at once, however long nothing was claimed.
+        """
         for index in stripes:
-            while (expired := self.stripes[index].expired(now)) is not None:
+            for _ in range(EXPIRED_AT_ONCE):
+                expired = self.stripes[index].expired(now)
+                if expired is None:
+                    break
                 job, place = expired
                 if is_whole(job):
                     self._expire_one(place, job)

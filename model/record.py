@@ -404,6 +404,9 @@ class JobRecord(Persistent):
     def _end(self, result: Any, arrow: str = "end") -> None:
         """Store the result."""
         self._move(arrow)
+        if self._previous is not None:
+            # It ends without having been claimed, and is to keep nothing alive.
+            self._previous = None
         self._result = result
         self._active_end = microseconds(clock_of(self).now())
 

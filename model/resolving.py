@@ -1,8 +1,9 @@
 """Waiting jobs whose code is not to be had in this process: reading them all the same.
 
 A job of a class that does not import is loaded by ZODB as a broken object, and one whose
-arguments' module raises when it is imported is not loaded at all. Both keep their places
-in line; these functions read what a queue needs to know of them.
+arguments' module raises when it is imported, or whose arguments themselves raise when they
+are loaded, is not loaded at all. All keep their places in line; these functions read what
+a queue needs to know of them. What the storage raises comes out of all of them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 import ZODB.broken
 from persistent import Persistent
 from persistent.wref import WeakRef
+from ZODB import POSException
 from ZODB._compat import PersistentUnpickler
 from ZODB.interfaces import IBroken
+from ZODB.POSException import POSError
+from ZODB.utils import u64
 
 from perdure.model.errors import CallableNotFoundError
-from perdure.model.names import callable_of, resolve
+from perdure.model.names import NOT_OF_THE_CODE, callable_of, resolve
 from perdure.model.status import Status
 
 if TYPE_CHECKING:
@@ -36,7 +40,12 @@ __all__ = [
     "previous_of",
     "status_of",
     "stored",
+    "unreadable",
 ]
+
+
+_STATE_LOAD_ERROR: Any = getattr(POSException, "StateLoadError", ())
+"""What later ZODBs raise from any exception of the code that a record is loaded by."""
 
 
 def stored(job: Any, name: str, default: Any) -> Any:
@@ -53,14 +62,18 @@ def stored(job: Any, name: str, default: Any) -> Any:
 
 def is_loadable(job: Any) -> bool:
     """Tell whether the job's record can be loaded here, as an object of its own class."""
-    try:
-        job._p_activate()
-    # Loading it imports the application's modules, which may raise anything.
-    except Exception:
-        if _first_broken_global(job) is None:
-            raise
-        return False
-    return not _is_broken(type(job))
+    return _loading_error(job) is None and not _is_broken(type(job))
+
+
+def unreadable(job: Any) -> CallableNotFoundError | None:
+    """Return why the job's record cannot be read, although all the code that it names is here.
+
+    None where it can, or where it may be readable once there is more code.
+    """
+    error = _loading_error(job)
+    if error is None or _first_broken_global(job) is not None:
+        return None
+    return CallableNotFoundError(_record_name(job), f"{type(error).__name__}: {error}")
 
 
 def is_whole(job: Any) -> bool:
@@ -70,7 +83,12 @@ def is_whole(job: Any) -> bool:
     """
     if not is_loadable(job):
         return False
-    return not ZODB.broken.broken_cache or _broken_part(job) is None
+    if not ZODB.broken.broken_cache:
+        return True
+    try:
+        return _broken_part(job) is None
+    except CallableNotFoundError:
+        return False
 
 
 def previous_of(job: Any) -> Job | None:
@@ -114,8 +132,9 @@ def check_resolvable(job: Job, known: Mapping[str, str] | None = None) -> None:
     """Raise `CallableNotFoundError` where this process cannot run `job`.
 
     That is so where its class, its callable, the class of the object that has the
-    method, or a class in its arguments does not import. The names in `known` are taken
-    as not to be had, for the reason that is given there.
+    method, or a class in its arguments does not import; and where its record cannot be
+    read for another reason, under a name made of the job's own. The names in `known` are
+    taken as not to be had, for the reason that is given there.
     """
     known = known or {}
     check_whole(job, known)
@@ -128,13 +147,9 @@ def check_resolvable(job: Job, known: Mapping[str, str] | None = None) -> None:
 def check_whole(job: Job, known: Mapping[str, str] | None = None) -> None:
     """Raise `CallableNotFoundError` where `is_whole` is False; `known` as above."""
     known = known or {}
-    try:
-        job._p_activate()
-    # Loading it imports the application's modules, which may raise anything.
-    except Exception as error:
-        name = _first_broken_global(job)
-        if name is None:
-            raise
+    error = _loading_error(job)
+    if error is not None:
+        name = _first_broken_global(job) or _record_name(job)
         raise CallableNotFoundError(name, f"{type(error).__name__}: {error}") from error
     if _is_broken(type(job)):
         _check_class(type(job), known)
@@ -143,6 +158,29 @@ def check_whole(job: Job, known: Mapping[str, str] | None = None) -> None:
         part = _broken_part(job)
         if part is not None:
             _check_class(part, known)
+
+
+def _loading_error(job: Any) -> BaseException | None:
+    """Load the job's record; return what kept it from being loaded, None if nothing did."""
+    try:
+        job._p_activate()
+    except _STATE_LOAD_ERROR as error:
+        return error.__cause__ or error  # type: ignore[no-any-return]
+    except (POSError, *NOT_OF_THE_CODE):
+        raise
+    # Loading runs the application's code, which may raise anything, and call sys.exit.
+    except BaseException as error:
+        if job._p_jar is None or job._p_oid is None:
+            raise
+        # Unless it was the storage that raised: then this raises, too.
+        job._p_jar._storage.load(job._p_oid)
+        return error
+    return None
+
+
+def _record_name(job: Any) -> str:
+    """Return the name under which a job is parked for its own record's sake."""
+    return f"record of job {u64(job._p_oid):x}"
 
 
 def _is_broken(kind: type) -> bool:
@@ -194,14 +232,19 @@ def _broken_part(job: Any) -> type | None:
         if name != "_previous" and not name.startswith("_v_")
     }
     finder = _BrokenFinder(io.BytesIO(), 3)
-    finder.dump(state)
+    try:
+        finder.dump(state)
+    except (POSError, *NOT_OF_THE_CODE):
+        raise
+    # Writing runs the application's code, too.
+    except BaseException as error:
+        reason = f"it cannot be written: {type(error).__name__}: {error}"
+        raise CallableNotFoundError(_record_name(job), reason) from error
     return finder.found
 
 
 def _first_broken_global(job: Any) -> str | None:
     """Return the first class or function in the job's record that does not import."""
-    if job._p_jar is None or job._p_oid is None:
-        return None
     data, _ = job._p_jar._storage.load(job._p_oid)
     for name in _globals(data):
         try:
@@ -221,6 +264,21 @@ class _Stand:
         return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Stand:
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+    def add(self, value: Any) -> None:
         pass
 
 

@@ -15,15 +15,17 @@ from typing import Any, Protocol, TypeVar
 
 from transaction.interfaces import NoTransaction, TransientError
 from ZEO.Exceptions import ClientDisconnected
-from ZODB.POSException import POSKeyError
+from ZODB.POSException import POSKeyError, StorageError
 
-from perdure.model.clock import StopSignal, SystemClock
+from perdure.model.clock import Clock, StopSignal, SystemClock
 from perdure.model.errors import StopRequested
 from perdure.model.failure import Failure
 from perdure.model.logs import events
 
 __all__ = [
+    "OutageLog",
     "TransactionManager",
+    "is_away",
     "is_disconnect",
     "is_transaction_error",
     "never_fail",
@@ -37,6 +39,36 @@ _FIRST_WAIT = timedelta(seconds=5)
 _MORE_WAIT = timedelta(seconds=5)
 _LONGEST_WAIT = timedelta(seconds=60)
 _ATTEMPTS = 5
+
+
+class OutageLog:
+    """Tells of a database that is away once, and at every tenth attempt from then on.
+
+    For whoever tries again and again, as `logged` of `try_five_times`. In one thread only.
+    """
+
+    def __init__(self, who: str, clock: Clock) -> None:
+        self._who = who
+        self._clock = clock
+        self._count = 0
+        self._last = 0.0
+
+    def __call__(self, error: Exception) -> bool:
+        """Take note of an error; true where it is a lost connection, and dealt with."""
+        if not is_disconnect(error):
+            return False
+        now = self._clock.monotonic()
+        # An attempt that succeeded says nothing: it may have found all that it read in a cache.
+        if now - self._last > _LONGEST_WAIT.total_seconds():
+            self._count = 0
+        self._last = now
+        self._count += 1
+        if self._count == 1 or self._count % 10 == 0:
+            events.error(
+                "%s: the database is away (%s), attempt %d; trying again until it is back",
+                self._who, str(error) or type(error).__name__, self._count,
+            )  # fmt: skip
+        return True
 
 
 class TransactionManager(Protocol):
@@ -55,6 +87,17 @@ def is_disconnect(error: BaseException) -> bool:
     From any thread; does not touch the transaction.
     """
     return isinstance(error, ClientDisconnected)
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether `error` says that the database cannot answer now, and may do so later.
+
+    Not so a key that is not there, nor whatever it is that loading an object raises.
+
+    From any thread; does not touch the transaction.
+    """
+    known = isinstance(error, (TransientError, StorageError, OSError))
+    return known and not isinstance(error, POSKeyError)
 
 
 def is_transaction_error(error: BaseException) -> bool:
@@ -129,6 +172,8 @@ def try_five_times(
     identifier: str,
     tm: TransactionManager,
     stop: StopSignal | None = None,
+    *,
+    logged: Callable[[Exception], bool] = lambda error: False,
 ) -> T | Failure:
     """Call and commit, up to five times in all if there are transaction errors.
 
@@ -140,6 +185,8 @@ def try_five_times(
     :param tm: the transaction manager. What is open in it is aborted first; on return the
         call is committed, or, if a new `Failure` is returned, aborted.
     :param stop: not needed, since this never waits; taken so that the three are alike.
+    :param logged: is called with the error, while it is handled, before it would be logged;
+        true says that it need not be. Must not raise.
     :return: what the call returned, or a `Failure` in place of what it raised.
     :raises BaseException: whatever the call raises that is no `Exception`.
 
@@ -151,7 +198,8 @@ def try_five_times(
             return _attempt(call, identifier, tm)
         except Exception as error:
             if not is_transaction_error(error):
-                events.error("Error while %s", identifier, exc_info=True)
+                if not logged(error):
+                    events.error("Error while %s", identifier, exc_info=True)
                 return Failure(error)
             conflicts += 1
             if conflicts == _ATTEMPTS:
@@ -231,8 +279,9 @@ def _attempt(call: Callable[[], T], identifier: str, tm: TransactionManager) -> 
         try:
             _abort(tm)
         # The transaction is over even so, and the first error is the one to tell.
-        except Exception:
-            events.error("The abort failed too, while %s", identifier, exc_info=True)
+        except Exception as error:
+            if not is_disconnect(error):
+                events.error("The abort failed too, while %s", identifier, exc_info=True)
         raise
 
 

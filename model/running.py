@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 from transaction.interfaces import NoTransaction
-from ZODB.POSException import ConflictError
+from ZODB.POSException import ConflictError, ConnectionStateError
 from ZODB.utils import z64
 
 from perdure.model import local
@@ -27,6 +27,7 @@ from perdure.model.errors import (
     JobTimeoutError,
     NotStorableError,
     ReassignedError,
+    StopRequested,
 )
 from perdure.model.failure import Failure
 from perdure.model.fence import Fence
@@ -45,7 +46,7 @@ from perdure.model.policy import (
     Retry,
 )
 from perdure.model.ref import JobRef
-from perdure.model.retrying import never_fail
+from perdure.model.retrying import is_away, never_fail
 from perdure.model.saferepr import safe_repr
 from perdure.model.status import Status
 from perdure.model.storable import check_value, copied, is_plain
@@ -59,6 +60,14 @@ _LONGEST_SECONDS = 60
 
 class _Lost(BaseException):
     """The job was taken from this runner; no `Exception`, so that nothing retries it."""
+
+
+class _Closed(BaseException):
+    """The job's connection was closed; no `Exception`, so that nothing retries it."""
+
+
+class _PolicyError(Exception):
+    """A policy raised what is no `Exception`."""
 
 
 class Runner:
@@ -92,7 +101,9 @@ class Runner:
 
         It must be held by this thread: claimed by its agent, or nobody else's. Raises
         `ReassignedError` where it is taken away meanwhile, `StopRequested`, and whatever
-        else is no `Exception` and comes out of a job; the transaction is aborted then.
+        else is no `Exception` and comes out of a job; the transaction is aborted then. What
+        cannot be loaded raises what loading it raises, a connection that the job has closed
+        `ConnectionStateError`.
         """
         fence = self._fence = Fence(root)
         self._manager.registerSynch(fence)
@@ -102,6 +113,8 @@ class Runner:
             self._abort()
             events.error("%s", lost, extra=fields(root))
             raise ReassignedError(str(lost)) from lost.__cause__
+        except _Closed as closed:
+            raise ConnectionStateError(str(closed)) from closed
         finally:
             self._abort()
             self._manager.unregisterSynch(fence)
@@ -149,13 +162,16 @@ class Runner:
             try:
                 self._abort()
                 self._manager.begin()
+                self._check()
                 if job._p_jar is not None and job._p_serial != z64:
                     job._p_invalidate()
                     job._p_activate()
                 self._check()
                 return
-            # Whatever keeps the database from answering, it is waited for.
+            # The database is waited for; what cannot be loaded cannot be run, either.
             except Exception as error:
+                if not is_away(error):
+                    raise
                 failures += 1
                 if failures == 1 or failures % 10 == 0:
                     events.info("%r waits for the database: %s", job, error, extra=fields(job))
@@ -181,6 +197,8 @@ class Runner:
                 self._fence.check()
             except ReassignedError as error:
                 raise _Lost(str(error)) from error
+            except ConnectionStateError as error:
+                raise _Closed(str(error)) from error
 
     def _store(self, job: Job, what: str, change: Callable[[], None]) -> None:
         """Make a change to `job` and commit it, however long that takes."""
@@ -203,12 +221,27 @@ class Runner:
         self._store(job, "completing", complete)
 
     def _finish(
-        self, job: Job, result: Any, arrow: str = "end", memory: Memory | None = None
+        self,
+        job: Job,
+        result: Any,
+        arrow: str = "end",
+        memory: Memory | None = None,
+        place: _Place | None = None,
     ) -> None:
-        """Store a result that was not stored with the effects of an attempt."""
+        """Store a result that was not stored with the effects of an attempt.
+
+        Where the job is not any more in the place in which it was seen (None: it is now),
+        somebody else has dealt with it.
+        """
+        place = place or _place(job)
+        moved = False
 
         def end() -> None:
+            nonlocal moved
             if job.status in (Status.CALLBACKS, Status.COMPLETED):
+                return
+            moved = _place(job) != place
+            if moved:
                 return
             if memory is not None:
                 memory.restore(job)
@@ -216,7 +249,8 @@ class Runner:
             job._complete_if_alone()
 
         self._store(job, "storing the result of", end)
-        self._tell_result(job, result)
+        if not moved:
+            self._tell_result(job, result)
 
     def _tell_result(self, job: Job, result: Any) -> None:
         if isinstance(job, CallbackProxy):
@@ -238,7 +272,8 @@ class Runner:
             if job.status in (Status.NEW, Status.ASSIGNED):
                 job._begin()
                 if job._policy is not None:
-                    job._policy.claimed()
+                    with _only_exceptions():
+                        job._policy.claimed()
 
         self._store(job, "beginning", begin)
         alone = False
@@ -289,6 +324,7 @@ class Runner:
                 result = job.callable(
                     *_fresh(job._args), *extra, **{**_fresh(job._kwargs or {}), **kwargs}
                 )
+            self._check()
             _check_result(job, result)
             returned = True
             job._end(result)
@@ -358,11 +394,12 @@ class Runner:
             if self._late(job):
                 return GiveUp()
             try:
-                memory.restore(job)
-                policy = job.get_retry_policy()
-                data = tuple(sorted(copied(getattr(policy, "data", {})).items()))
-                decision: object = policy.on_receive(_with_data(message, data))
-                memory.keep(policy)
+                with _only_exceptions():
+                    memory.restore(job)
+                    policy = job.get_retry_policy()
+                    data = tuple(sorted(copied(getattr(policy, "data", {})).items()))
+                    decision: object = policy.on_receive(_with_data(message, data))
+                    memory.keep(policy)
                 break
             # A policy is the application's code, which may raise anything.
             except Exception:
@@ -382,10 +419,18 @@ class Runner:
         )  # fmt: skip
         return GiveUp()
 
-    def _reschedule(self, job: Job, when: datetime.datetime | timedelta, memory: Memory) -> None:
+    def _reschedule(
+        self,
+        job: Job,
+        when: datetime.datetime | timedelta,
+        memory: Memory,
+        place: _Place | None = None,
+    ) -> None:
+        place = place or _place(job)
+
         def enter() -> None:
             queue = job.queue
-            if job.status is not Status.ACTIVE or queue is None:
+            if job.status is not Status.ACTIVE or _place(job) != place or queue is None:
                 return
             memory.restore(job)
             now = self._clock.now()
@@ -406,12 +451,19 @@ class Runner:
     def _interrupted(self, job: Job) -> None:
         """Put an ACTIVE job, whose worker is gone, to its policy."""
         memory = Memory()
+        # Two may be at it, and the other one may have dealt with it in this instant.
+        place = _place(job)
         decision = self._decide(job, Interrupted(), memory)
+        if isinstance(decision, Retry) and decision.after > _ZERO and job._queue is None:
+            self._stop.wait(decision.after)
+            self._view(job)
+            if self._late(job):
+                decision = GiveUp()
         trace.info("%r was interrupted: %r", job, decision, extra=fields(job))
         if isinstance(decision, GiveUp):
             error = AbortedError(f"{job!r} was interrupted and is not run again")
             trace.debug("%r is aborted", job, extra=fields(job))
-            self._finish(job, Failure(error), memory=memory)
+            self._finish(job, Failure(error), memory=memory, place=place)
         elif job._queue is None:
             if isinstance(decision, Reschedule):
                 events.error(
@@ -420,14 +472,14 @@ class Runner:
                 )  # fmt: skip
 
             def renew() -> None:
-                if job.status is Status.ACTIVE:
+                if _place(job) == place:
                     memory.restore(job)
                     job._renew()
 
             self._store(job, "renewing", renew)
         else:
             when = decision.when if isinstance(decision, Reschedule) else decision.after
-            self._reschedule(job, when, memory)
+            self._reschedule(job, when, memory, place)
 
     # Jobs of a special kind.
 
@@ -475,6 +527,25 @@ class Runner:
             stack.append(chosen)
         else:
             self._finish(proxy, chosen.result)
+
+
+_Place = tuple[Status, int]
+
+
+def _place(job: Job) -> _Place:
+    """Return what tells whether somebody else has moved the job since."""
+    return job.status, job._claim
+
+
+@contextmanager
+def _only_exceptions() -> Iterator[None]:
+    """Let what a policy raises be an `Exception`, unless it comes from outside."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, GeneratorExit, StopRequested):
+        raise
+    except BaseException as error:
+        raise _PolicyError(f"it raised {type(error).__name__}") from error
 
 
 def _next_callback(job: Job) -> Job | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import pickle
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,6 +13,7 @@ from persistent import Persistent
 from persistent.wref import WeakRef
 
 from perdure.model.errors import NotStorableError
+from perdure.model.names import NOT_OF_THE_CODE
 
 __all__ = [
     "ARGUMENT_LIMIT_BYTES",
@@ -27,16 +30,29 @@ ARGUMENT_LIMIT_BYTES = 1_000_000
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
+_READABLE = _PLAIN | {
+    tuple, list, dict, set, frozenset, bytearray,
+    datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone,
+    # These are stored by name, and looked up when they are.
+    type, types.FunctionType, types.BuiltinFunctionType,
+}  # fmt: skip
+"""Types whose pickles can be read wherever they could be written."""
+
 
 class _Pickler(pickle.Pickler):
     """Pickles as ZODB does: a persistent object counts as a reference."""
 
     saw_persistent = False
+    saw_others = False
+    """Whether there was anything that may be written and yet not be read."""
 
     def persistent_id(self, obj: Any) -> str | None:
-        if not isinstance(obj, (Persistent, WeakRef)):
-            return None
         kind = type(obj)
+        if kind in _READABLE:
+            return None
+        if not isinstance(obj, (Persistent, WeakRef)):
+            self.saw_others = True
+            return None
         if "<" in kind.__qualname__:
             raise pickle.PicklingError(
                 f"its class {kind.__module__}:{kind.__qualname__} lies inside a function"
@@ -50,6 +66,7 @@ def check_arguments(
 ) -> None:
     """Raise `NotStorableError` that names the first argument that cannot be stored.
 
+    That is so, too, where it can be written and not be read again.
     Persistent objects count as references. `limit_bytes` (default
     `ARGUMENT_LIMIT_BYTES`) bounds the size of all arguments together.
     """
@@ -71,7 +88,7 @@ def check_arguments(
 
 
 def check_value(value: object, what: str) -> None:
-    """Raise `NotStorableError`, naming `what`, where `value` cannot be stored."""
+    """Raise `NotStorableError`, naming `what`, where `value` cannot be stored and read."""
     try:
         _size(value)
     # A pickle may raise anything.
@@ -104,9 +121,13 @@ def copied(value: T) -> T:
     """
     if is_plain(value) or isinstance(value, Persistent):
         return value
+    return _by_pickle(value, pickle.HIGHEST_PROTOCOL)
+
+
+def _by_pickle(value: T, protocol: int) -> T:
     kept: list[Any] = []
     buffer = io.BytesIO()
-    _Copier(buffer, kept).dump(value)
+    _Copier(buffer, kept, protocol).dump(value)
     buffer.seek(0)
     unpickler = pickle.Unpickler(buffer)
     unpickler.persistent_load = kept.__getitem__  # type: ignore[method-assign]
@@ -117,8 +138,8 @@ def copied(value: T) -> T:
 class _Copier(pickle.Pickler):
     """Pickles persistent objects as numbers of places in a list."""
 
-    def __init__(self, buffer: io.BytesIO, kept: list[Any]) -> None:
-        super().__init__(buffer, pickle.HIGHEST_PROTOCOL)
+    def __init__(self, buffer: io.BytesIO, kept: list[Any], protocol: int) -> None:
+        super().__init__(buffer, protocol)
         self._kept = kept
 
     def persistent_id(self, obj: Any) -> int | None:
@@ -129,9 +150,25 @@ class _Copier(pickle.Pickler):
 
 
 def _size(value: object) -> int:
+    """Return the size of the pickle of `value`; raises what writing it or reading it does."""
     buffer = io.BytesIO()
-    _Pickler(buffer, 3).dump(value)
+    pickler = _Pickler(buffer, 3)
+    pickler.dump(value)
+    if pickler.saw_others:
+        _read_again(value)
     return buffer.tell()
+
+
+def _read_again(value: object) -> None:
+    try:
+        _by_pickle(value, 3)
+    except NOT_OF_THE_CODE:
+        raise
+    # Reading runs the application's code, which may raise anything.
+    except BaseException as error:
+        raise pickle.UnpicklingError(
+            f"it can be written, but not be read again: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _short_repr(value: object) -> str:

@@ -120,14 +120,20 @@ class Stripe(Persistent):
             self._deadlines.pop((deadline, job._p_oid), None)
 
     def upcoming(self, now: int) -> Iterator[int]:
-        """Return when, after `now`, a job comes due or expires: the first of each line."""
+        """Return when, after `now`, a job comes due or expires: the first of each line.
+
+        What was due before, and a deadline that passed before, are for the next claim.
+        """
         for line in self._lines.values():
             try:
                 yield line.minKey((now + 1, 0))[0]
             except ValueError:
                 continue
-        if self._deadlines:
-            yield self._deadlines.minKey()[0] + 1
+        # A job expires when the moment of its deadline is over.
+        try:
+            yield self._deadlines.minKey((now, b""))[0] + 1
+        except ValueError:
+            return
 
     def expired(self, now: int) -> tuple[Job, Place] | None:
         """Return the job whose deadline passed first, if that of any has."""

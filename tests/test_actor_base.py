@@ -28,8 +28,8 @@ from perdure.actors.execution import (
 )
 from perdure.actors.messages import ActorCrashed, ActorGivenUp, UnknownMessageTold
 from perdure.actors.ref import Ref
-from perdure.actors.timers import TimerToken
-from perdure.model.clock import Clock, SystemClock
+from perdure.actors.timers import Timers, TimerToken
+from perdure.model.clock import Clock, StopSignal, SystemClock
 from perdure.model.errors import (
     ActorGivenUpError,
     AskInterruptedError,
@@ -55,6 +55,7 @@ class Context:
     clock: Clock
     execution: Execution
     reports: queue.SimpleQueue[object] = field(default_factory=queue.SimpleQueue)
+    stop: StopSignal = field(default_factory=lambda: StopSignal(SystemClock()))
 
     def report(self, message: object, /) -> None:
         self.reports.put(message)
@@ -396,6 +397,28 @@ def test_a_stop_ends_the_pause_at_once_and_what_was_told_before_it_is_handled(
     assert answer.get() == ("start", "crash", "restart", "start")
 
 
+def test_a_stop_of_the_system_ends_the_pause_with_the_next_message(
+    context: Context, clock: ManualClock
+) -> None:
+    ref = Notebook.start(context, (ValueError(),))
+    clock.wait_until_waiting(1)
+    context.stop.set()
+    assert ref.ask(GetNotes()) == ("start", "crash", "restart", "start")
+    finish(ref)
+
+
+def test_an_actor_that_cannot_restart_when_the_system_stops_is_given_up(
+    context: Context, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    ref = AlwaysFailing.start(context)
+    clock.wait_until_waiting(1)
+    context.stop.set()
+    with pytest.raises(ActorGivenUpError):
+        ref.ask(GetNotes())
+    assert "is stopped before it could restart" in caplog.text
+    finish(ref)
+
+
 def test_an_actor_that_cannot_restart_can_be_stopped(context: Context) -> None:
     ref = AlwaysFailing.start(context)
     answer = ref.ask(GetNotes(), block=False)
@@ -546,19 +569,20 @@ def test_a_forgotten_actor_does_not_keep_the_interpreter_from_ending() -> None:
 from dataclasses import dataclass
 from perdure.actors.base import Actor
 from perdure.actors.execution import Execution, ThreadedExecution
-from perdure.model.clock import Clock, SystemClock
+from perdure.model.clock import Clock, StopSignal, SystemClock
 
 @dataclass(frozen=True)
 class Context:
     clock: Clock
     execution: Execution
+    stop: StopSignal
     def report(self, message): pass
 
 class Forgotten(Actor):
     pass
 
 clock = SystemClock()
-ref = Forgotten.start(Context(clock, ThreadedExecution(clock)))
+ref = Forgotten.start(Context(clock, ThreadedExecution(clock), StopSignal(clock)))
 print(ref.is_alive())
 """
     ended = subprocess.run(
@@ -593,6 +617,15 @@ def test_a_cancelled_timer_does_not_come(context: Context, clock: ManualClock) -
     clock.advance(3 * SECOND)
     assert notes_with_timers(ref) == ("start", "later")
     finish(ref)
+
+
+def test_cancelled_timers_take_no_place() -> None:
+    timers = Timers()
+    kept = [timers.add(moment, "kept") for moment in (3.0, 1.0, 2.0)]
+    for number in range(1000):
+        timers.cancel(timers.add(float(number), "cancelled"))
+    assert len(timers._heap) < 50 and len(timers._messages) == 3
+    assert timers.pop_due(10.0) == [kept[1], kept[2], kept[0]]
 
 
 def test_a_timer_can_be_cancelled_until_it_is_handled(

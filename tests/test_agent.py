@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transaction.interfaces import TransientError
 
-from perdure.model import BadStatusError, Job, Status, UnknownSettingError
+from perdure.model import Agent, BadStatusError, Job, Status, UnknownSettingError
 from perdure.model.internal import InternalJob
 from support.callables import (
     choose_and_lose,
@@ -356,6 +356,35 @@ def test_an_internal_job_leaves_a_job_alone_that_was_taken_up_again(view):
     job._end(1)
     job._complete()
     other.settle_all()
+    view.commit()
+
+
+@pytest.mark.spec("D8")
+def test_a_job_that_cannot_be_settled_keeps_no_other_from_it(view, monkeypatch, caplog):
+    agent = view.agent(size=3)
+    jobs = [view.put(echo, number) for number in range(3)]
+    for job in jobs:
+        view.claim(agent)
+        view.begin(job)
+        job._end(1)
+        job._complete()
+    view.commit()
+    keep = Agent.job_completed
+
+    def failing(self, job):
+        self._drop(job._p_oid)
+        if job is jobs[1]:
+            raise RuntimeError("a fault of ours")
+        keep(self, job)
+
+    with monkeypatch.context() as faulty:
+        faulty.setattr(Agent, "job_completed", failing)
+        assert [claim.ref for claim in agent.settle_all()] == [jobs[1].ref]
+        agent.settle(jobs[1].ref, jobs[1]._claim)
+    view.commit()
+    assert "cannot be settled" in caplog.text and "a fault of ours" in caplog.text
+    assert set(agent.completed) == {jobs[0], jobs[2]} and list(agent) == [jobs[1]]
+    assert agent.settle_all() == []
     view.commit()
 
 

@@ -23,6 +23,7 @@ from perdure.model import (
     DispatcherRecord,
     Happening,
     Job,
+    JobFailedError,
     PerdureError,
     Status,
     check,
@@ -634,6 +635,91 @@ def test_queues_come_and_go_at_the_next_poll(systems: Systems) -> None:
     assert system.ask(StatusAsked()).crashes == 0
 
 
+@pytest.mark.spec("Q4")
+def test_a_deadline_that_passes_while_no_place_is_free_is_seen_to_once_there_is_one(
+    systems: Systems, manual_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = systems.start(clock=manual_clock, queues={"": 1})
+    running = system.put(jobs.pass_gate, "g")
+    gates["g"].wait_until_entered()
+    with system.transaction() as connection:
+        late = get_queue(connection).put(jobs.note, begin_by=SECOND).ref
+    settled(system)
+    claims: list[Any] = []
+    claim_job = Agent.claim_job
+
+    def claim(agent: Agent) -> Job | None:
+        claims.append(agent)
+        return claim_job(agent)
+
+    monkeypatch.setattr(Agent, "claim_job", claim)
+    for _ in range(10):
+        manual_clock.wait_until_waiting(2)
+        manual_clock.advance(SECOND)
+        worked(system)
+    assert len(claims) <= 1
+    gates["g"].open()
+    assert within(lambda: system.result(running)) == "g"
+    with pytest.raises(JobFailedError, match="JobTimeoutError"):
+        within(lambda: system.result(late))
+    assert calls == []
+
+
+@pytest.mark.spec("Q6")
+def test_what_comes_due_while_the_dispatcher_works_waits_for_no_poll(
+    systems: Systems, manual_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = systems.start(clock=manual_clock, queues={"": 1})
+    settled(system)
+    claim_job = Agent.claim_job
+    passed: list[bool] = []
+
+    def claim(agent: Agent) -> Job | None:
+        job = claim_job(agent)
+        if not passed:
+            passed.append(True)
+            manual_clock.advance(SECOND)
+        return job
+
+    monkeypatch.setattr(Agent, "claim_job", claim)
+    with system.transaction() as connection:
+        due = manual_clock.now() + SECOND
+        ref = get_queue(connection).put(Job(operator.add, 1, 1), begin_after=due).ref
+    worked(system)
+    manual_clock.wait_until_waiting(2)
+    manual_clock.advance(SECOND)
+    assert passed and within(lambda: system.result(ref)) == 2
+
+
+@pytest.mark.spec("Q10", "D9")
+def test_an_agent_whose_filter_raises_is_logged_once_until_that_changes(
+    systems: Systems, caplog: pytest.LogCaptureFixture
+) -> None:
+    system = systems.start(queues={"": 1})
+    settled(system)
+
+    def set_filter(filter: Any) -> None:
+        with system.transaction() as connection:
+            get_queue(connection).dispatchers[system.uuid]["main"].filter = filter
+        for _ in range(3):
+            poll(system)
+
+    def logged() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+
+    set_filter(jobs.raises)
+    with system.transaction() as connection:
+        ref = get_queue(connection).put(Job(operator.add, 1, 1)).ref
+    for _ in range(3):
+        poll(system)
+    assert len(logged()) == 1 and "ValueError: a filter of no use" in logged()[0]
+    set_filter(jobs.exits)
+    assert len(logged()) == 2 and "from a filter" in logged()[1]
+    set_filter(None)
+    assert system.result(ref, timeout=LIMIT) == 2
+    assert len(logged()) == 2
+
+
 # Jobs in odd states
 
 
@@ -687,7 +773,10 @@ def test_a_claimed_job_in_an_odd_status_is_dealt_with(
 
 @pytest.mark.spec("C2")
 def test_a_dispatcher_without_database_loses_nothing_and_resumes(
-    systems: Systems, manual_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    systems: Systems,
+    manual_clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     database = systems.database()
     system = systems.start(database, {"": 2}, clock=manual_clock)
@@ -720,6 +809,11 @@ def test_a_dispatcher_without_database_loses_nothing_and_resumes(
     manual_clock.advance(SECOND)
     assert within(lambda: system.result(ref)) == 2
     assert system.ask(StatusAsked()).crashes == 0
+    errors = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert [each.getMessage().split(" (")[0] for each in errors] == [
+        "dispatcher: the database is away"
+    ]
+    assert errors[0].exc_info is None
 
 
 @pytest.mark.spec("C2")

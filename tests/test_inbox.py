@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 
 import pytest
 import transaction
@@ -188,6 +190,28 @@ def test_a_put_by_a_hook_before_the_commit_counts_too(view):
         view.commit()
     assert len(numbers(view)) == 10
     assert len(used(view)) == 1
+
+
+def test_a_thread_that_ends_without_commit_and_abort_gives_its_inbox_back(world, view):
+    view.put(echo, 0)
+    before = used(view)
+
+    def put() -> weakref.ref[object]:
+        manager = transaction.TransactionManager()
+        connection = world.database.open(transaction_manager=manager)
+        manager.begin()
+        get_queue(connection).put(echo, begin_after=None)
+        return weakref.ref(manager.get())
+
+    forgotten = [put() for _ in range(20)]
+    gc.collect()
+    assert [each() for each in forgotten] == [None] * 20
+    leases = environment(world.database).leases
+    for number in range(1, INBOXES_AT_FIRST + 1):
+        view.put(echo, number)
+    assert set(before) <= set(used(view))
+    assert len(leases._leases) == 0
+    assert sum(leases._made.values()) == sum(map(len, leases._free.values()))
 
 
 @pytest.mark.spec("Q7")

@@ -530,8 +530,11 @@ def test_a_refused_callback_is_left_as_it_was() -> None:
 
 
 class Shy:
+    def __init__(self, error: type[BaseException] = RuntimeError) -> None:
+        self._error = error
+
     def __repr__(self) -> str:
-        raise RuntimeError("no repr")
+        raise self._error("no repr")
 
 
 @pytest.mark.spec("J16")
@@ -544,8 +547,9 @@ def test_the_repr_shows_oid_database_and_the_call(desk: Desk) -> None:
 
 
 @pytest.mark.spec("J16")
-def test_the_repr_never_raises(desk: Desk) -> None:
-    job = Job(abs, Shy(), "x" * 1000)
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, GeneratorExit])
+def test_the_repr_never_raises(desk: Desk, error: type[BaseException]) -> None:
+    job = Job(abs, Shy(error), "x" * 1000)
     assert "<Shy that has no repr>" in repr(job)
     assert len(repr(job)) < 300
     desk.store(job)
@@ -577,6 +581,25 @@ def test_a_new_job_that_is_failed_ends_with_a_timeout_or_the_error_given() -> No
     assert isinstance(job.result, Failure) and job.result.check(JobTimeoutError)
     assert other.result.check(KeyError)
     assert job.active_start is None and job.active_end is not None
+
+
+@pytest.mark.spec("J17", "Q7")
+@pytest.mark.parametrize("ended_by", ["fail", "deadline"])
+def test_a_job_that_ends_without_being_claimed_keeps_none_of_those_before_it(
+    desk: Desk, ended_by: str
+) -> None:
+    jobs = [desk.queue.put(Job(abs, n), begin_by=timedelta(minutes=1)) for n in range(3)]
+    transaction.commit()
+    assert jobs[2]._previous is not None
+    if ended_by == "fail":
+        for job in jobs:
+            job.fail()
+        transaction.commit()
+    else:
+        desk.clock.advance(timedelta(hours=1))
+    desk.work()
+    assert [job.failed for job in jobs] == [True] * 3
+    assert [job._previous for job in jobs] == [None] * 3
 
 
 @pytest.mark.spec("J17")

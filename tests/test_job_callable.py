@@ -17,7 +17,15 @@ import pytest
 import transaction
 from persistent import Persistent
 
-from perdure.model import CallableNotFoundError, Job, NotStorableError, environment
+from perdure.model import (
+    CallableNotFoundError,
+    Job,
+    NotStorableError,
+    StopRequested,
+    environment,
+    names,
+    storable,
+)
 from support.desk import Counter, Desk
 
 _SCRIPT_TIMEOUT_SECONDS = 120
@@ -45,6 +53,21 @@ def decorate_badly(function: Callable[..., Any]) -> Callable[..., Any]:
 @decorate
 def decorated(number: int) -> int:
     return number + 1
+
+
+class TwoArguments(Exception):
+    """Can be pickled, and cannot be unpickled."""
+
+    def __init__(self, one: object, two: object) -> None:
+        super().__init__(f"{one} {two}")
+
+
+class RaisesWhenRead:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raise state["error"]
 
 
 class Plain:
@@ -281,6 +304,77 @@ def test_arguments_that_cannot_be_stored_are_refused_wherever_they_are_given(
         with pytest.raises(NotStorableError, match="argument 0 cannot be stored"):
             desk.queue.put(job)
         assert len(desk.queue) == 0
+
+
+@pytest.mark.spec("J2")
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (TwoArguments(1, 2), r"TypeError: .*missing 1 required positional argument: 'two'"),
+        ([{"deep": (TwoArguments(1, 2),)}], "TypeError"),
+        (RaisesWhenRead(RuntimeError("not now")), "RuntimeError: not now"),
+        (RaisesWhenRead(SystemExit(1)), "SystemExit: 1"),
+    ],
+)
+def test_an_argument_that_could_be_written_and_not_be_read_is_refused(
+    desk: Desk, value: Any, text: str
+) -> None:
+    match = "cannot be stored.*can be written, but not be read again: " + text
+    with pytest.raises(NotStorableError, match="argument 1 " + match):
+        Job(print, 1, value)
+    with pytest.raises(NotStorableError, match="argument 'key' " + match):
+        Job(print, key=value)
+    with pytest.raises(NotStorableError, match="argument 'key' " + match):
+        Job(print).kwargs["key"] = value
+    job = desk.put(Job(double, 2))
+    with pytest.raises(NotStorableError, match="argument 0 " + match):
+        job.add_callback(functools.partial(print, value))
+    desk.root["job"] = failing = Job(RaisesWhenRead, RuntimeError("not now"))
+    desk.put(failing)
+    desk.work()
+    assert failing.result.check(NotStorableError)
+    assert job.result == 4
+
+
+@pytest.mark.spec("J2")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, StopRequested])
+def test_what_interrupts_the_check_of_an_argument_comes_out(error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        Job(print, RaisesWhenRead(error()))
+
+
+@pytest.mark.spec("J2", "X6")
+def test_plain_data_is_not_read_again_to_find_out_whether_it_can_be(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    monkeypatch.setattr(storable, "_read_again", read.append)
+    now = datetime.datetime.now(datetime.UTC)
+    Job(print, 1, [{"a": (2.0, b"3", None, {True})}], now, now - now, len, double, desk.queue)
+    assert read == []
+    Job(print, Plain())
+    assert len(read) == 1
+
+
+@pytest.mark.spec("J2")
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (SystemExit(1), CallableNotFoundError),
+        (GeneratorExit(), CallableNotFoundError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (StopRequested(), StopRequested),
+    ],
+)
+def test_a_module_that_ends_the_process_when_it_is_imported_is_one_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, raised: BaseException, expected: type[BaseException]
+) -> None:
+    def importing(name: str) -> None:
+        raise raised
+
+    monkeypatch.setattr(names.importlib, "import_module", importing)
+    with pytest.raises(expected):
+        names.resolve("some_module:function")
 
 
 @pytest.mark.spec("J2")

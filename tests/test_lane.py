@@ -14,7 +14,7 @@ from transaction.interfaces import TransientError
 from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError
 
-from perdure.model import Job, NeverRetry, Status, SystemClock, check
+from perdure.model import Job, NeverRetry, Status, StopRequested, SystemClock, check
 from perdure.model.lane import PATIENCE_SECONDS, Lane
 from support.desk import Counter, Desk, PassingClock, deed
 from support.manual_clock import ManualClock
@@ -238,6 +238,45 @@ def test_nobody_waits_for_another_job_without_end() -> None:
     clock.advance(timedelta(seconds=PATIENCE_SECONDS))
     assert alone.entered.wait(LIMIT_SECONDS) and later.entered.wait(LIMIT_SECONDS)
     assert [visit.leave() for visit in (first, alone, later)] == [False] * 3
+
+
+@pytest.mark.spec("R12")
+def test_one_that_was_waited_out_is_waited_for_no_more() -> None:
+    clock = PassingClock()
+    lane = Lane(clock)
+    with lane.shared() as first:
+        for _ in range(2):
+            with lane.exclusive() as attempt:
+                assert not attempt.alone
+        assert clock.waits == [PATIENCE_SECONDS] and not first.alone
+
+
+@pytest.mark.spec("R12", "X3")
+@pytest.mark.parametrize("kind", ["exclusive", "shared"])
+def test_a_stop_ends_the_waits(kind: str) -> None:
+    lane = Lane(SystemClock())
+    lane.end()
+    if kind == "exclusive":
+        with lane.shared():
+            with pytest.raises(StopRequested), lane.exclusive():
+                pass
+            with lane.shared() as attempt:
+                assert not attempt.alone
+    else:
+        with lane.exclusive(), pytest.raises(StopRequested), lane.shared():
+            pass
+    with lane.exclusive() as attempt:
+        assert attempt.alone
+
+
+@pytest.mark.spec("R12")
+def test_many_conflicts_that_are_not_counted_are_followed_by_growing_waits(desk: Desk) -> None:
+    lane = Lane(desk.clock)
+    work = Conflicting(80)
+    with lane.shared():
+        job = run_once(desk, work, lane)
+    assert (job.result, work.attempts) == ("done", 81)
+    assert desk.clock.waits == [PATIENCE_SECONDS, *range(1, 61), *[60] * 10]
 
 
 @pytest.mark.spec("R12")

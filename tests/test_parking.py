@@ -8,8 +8,18 @@ import textwrap
 
 import pytest
 import ZODB.broken
+from ZEO.Exceptions import ClientDisconnected
 
-from perdure.model import BadStatusError, CallableNotFoundError, Failure, Job, Status, names
+from perdure.model import (
+    BadStatusError,
+    CallableNotFoundError,
+    Failure,
+    Job,
+    JobRef,
+    Status,
+    names,
+    resolving,
+)
 from perdure.model.errors import JobTimeoutError
 from perdure.model.internal import InternalJob
 from support.callables import counting_filter, echo
@@ -178,7 +188,14 @@ def test_what_vanished_parks_its_jobs_alone_until_it_is_back(module, restart, ki
 @pytest.mark.spec("J2", "Q4")
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not own_job])
 @pytest.mark.parametrize(
-    "source", ["import no_such_library\n", "raise RuntimeError('broken')\n", "def (:\n", ""]
+    "source",
+    [
+        "import no_such_library\n",
+        "raise RuntimeError('broken')\n",
+        "def (:\n",
+        "",
+        "import sys\nsys.exit('not today')\n",
+    ],
 )
 def test_an_error_inside_the_module_parks_the_job_too(module, restart, kind, source):
     view = restart()
@@ -313,6 +330,157 @@ def test_a_job_that_cannot_be_written_is_failed_where_it_can_be(module, restart)
     internal = view.claim(view.agent(2))
     view.run(internal)
     assert internal.serves.result.check(JobTimeoutError)
+
+
+UNREADABLE = """
+class Plain:
+    def __setstate__(self, state):
+        raise {error}
+"""
+
+
+def unreadable_argument(module):
+    """An argument that is readable until its class is written anew."""
+    value = module.Plain()
+    value.number = 1
+    return value
+
+
+@pytest.mark.spec("J2", "Q4")
+@pytest.mark.parametrize("error", ["ValueError('no number')", "SystemExit('no number')"])
+def test_a_record_that_cannot_be_read_parks_its_job_alone_and_is_reported(module, restart, error):
+    view = restart()
+    job = view.put(Job(echo, unreadable_argument(module)), begin_by=HOUR)
+    oid = job.ref.oid
+    view.put(echo, "behind it, through the same inbox")
+    module.write(UNREADABLE.format(error=error))
+
+    view = restart()
+    taken = [view.claim(), view.claim()]
+    assert [job and list(job.args) for job in taken] == [
+        ["behind it, through the same inbox"],
+        None,
+    ]
+    [(name, (reason, count))] = view.queue.parked().items()
+    assert name == f"record of job {oid:x}" and count == 1
+    assert reason == error.replace("('", ": ").replace("')", "")
+    assert len(view.queue) == 1 and len(list(view.queue)) == 1
+    [found] = view.world.check()
+    assert f"the {name}, line" in found and f"cannot be read: {reason}" in found
+
+    module.come_back()
+    view = restart()
+    assert view.claim(view.agent(2)).ref.oid == oid
+
+
+@pytest.mark.spec("J2", "Q4")
+def test_what_the_storage_raises_is_no_word_about_a_job(module, restart, monkeypatch):
+    view = restart()
+    view.put(Job(echo, 1))
+    view = restart()
+
+    def gone(self, oid, *args):
+        raise ClientDisconnected("the database is away")
+
+    oid = next(iter(view.queue))._p_oid
+    job = view.connection.get(oid)
+    job._p_deactivate()
+    with monkeypatch.context() as away:
+        away.setattr(type(view.connection._storage), "load", gone)
+        with pytest.raises(ClientDisconnected):
+            resolving.is_loadable(job)
+        with pytest.raises(ClientDisconnected):
+            resolving.check_whole(job)
+    assert view.claim() is job
+
+
+@pytest.mark.spec("D4", "Q4")
+@pytest.mark.parametrize("how", ["vanished", "unreadable"])
+def test_jobs_that_cannot_be_loaded_after_a_restart_take_none_of_its_places(module, restart, how):
+    view = restart()
+    agent = view.agent(1, size=2)
+    kinds = [own_job(module), Job(echo, unreadable_argument(module))]
+    lost = [view.put(job) for job in kinds]
+    oids = {job.ref.oid for job in lost}
+    for job in lost:
+        assert view.claim(agent) is job
+        view.begin(job)
+    view.put(echo, "next")
+    if how == "vanished":
+        module.vanish()
+    else:
+        module.write(SOURCE + UNREADABLE.format(error="ValueError") + "del OwnJob\n")
+
+    for _ in range(3):
+        view = restart()
+        record = view.queue.dispatchers.records()[0]
+        if record.active:
+            record.deactivate()
+        view.commit()
+        agent = view.agent(1)
+        assert len(agent) == 0 and agent.claims() == []
+        assert {JobRef.of(job).oid for job in agent.left} == oids
+        taken = view.claim(agent)
+        if taken is not None:
+            assert view.run(taken) == "next"
+        assert view.claim(agent) is None
+        # One internal job for each, however often it was tried.
+        assert len(view.queue) == 2
+        assert sum(count for _, count in view.queue.parked().values()) == 2
+        assert len(view.world.check()) == (0 if how == "vanished" else 1)
+        with pytest.raises(ValueError, match="holds 2 jobs"):
+            record.remove_agent("main")
+
+    module.come_back()
+    view = restart()
+    other = view.agent(2, size=9)
+    run = []
+    while (job := view.claim(other)) is not None:
+        view.run(job)
+        assert view.world.check() == []
+        run.append(job.kind if isinstance(job, InternalJob) else job.ref.oid)
+    assert sorted(run, key=str) == sorted([*["recover", "interrupt"] * 2, *oids], key=str)
+    assert view.queue.dispatchers.records()[0].agents()[0].left == []
+
+
+@pytest.mark.spec("D4", "Q4")
+def test_an_activation_deals_with_what_was_left_once_the_code_is_back(module, restart):
+    view = restart()
+    job = view.put(own_job(module))
+    oid = job.ref.oid
+    assert view.claim(view.agent(1)) is job
+    module.vanish()
+    view = restart()
+    view.queue.dispatchers.records()[0].deactivate()
+    view.commit()
+
+    module.come_back()
+    view = restart()
+    agent = view.agent(1)
+    assert agent.left == []
+    recovering = view.claim(agent)
+    assert recovering.kind == "recover"
+    view.run(recovering)
+    assert view.claim(agent).ref.oid == oid
+    assert view.world.check() == []
+
+
+@pytest.mark.spec("D8", "Q4")
+def test_a_job_that_cannot_be_loaded_once_it_was_run_leaves_its_place(module, restart):
+    view = restart()
+    agent = view.agent(1)
+    job = view.put(Job(echo, unreadable_argument(module)))
+    assert view.claim(agent) is job
+    [claim] = agent.claims()
+    module.write(UNREADABLE.format(error="ValueError"))
+    view.connection.cacheMinimize()
+    agent.settle_all()
+    assert agent.claims() == [claim]
+    agent.settle(*claim)
+    agent.settle(*claim)
+    view.commit()
+    assert agent.claims() == [] and [JobRef.of(each) for each in agent.left] == [claim.ref]
+    assert len(view.queue) == 1
 
 
 @pytest.mark.spec("Q10")

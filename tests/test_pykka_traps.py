@@ -67,7 +67,7 @@ def raise_first(
 
 
 @pytest.mark.spec("D11")
-def test_a_worker_lost_to_a_fault_of_its_own_is_replaced_after_a_growing_pause(
+def test_a_job_that_was_lost_to_a_fault_before_is_given_back_after_a_growing_delay(
     monkeypatch: pytest.MonkeyPatch, systems: Systems
 ) -> None:
     pauses: list[timedelta] = []
@@ -78,7 +78,7 @@ def test_a_worker_lost_to_a_fault_of_its_own_is_replaced_after_a_growing_pause(
         return tell_later(actor, message, MOMENT)
 
     monkeypatch.setattr(AgentActor, "tell_later", without_delay)
-    raise_first(monkeypatch, Runner, "run", RuntimeError("a fault"), times=3)
+    raise_first(monkeypatch, Runner, "run", RuntimeError("a fault"), times=4)
     system = systems.start(queues={"": 1})
     ref = system.put(operator.add, 2, 3)
     assert system.result(ref, timeout=LIMIT) == 5
@@ -111,6 +111,26 @@ def test_a_job_that_raises_no_exception_costs_its_worker_and_is_run_again(
             assert agent.size == 2
     finally:
         neighbour.stop()
+
+
+@pytest.mark.spec("D11")
+@pytest.mark.parametrize("call", [jobs.close_connection_once, jobs.stop_once])
+def test_a_job_that_spoils_its_worker_is_run_again_by_another(
+    systems: Systems, call: Callable[[], str]
+) -> None:
+    system = systems.start(queues={"": 1})
+    assert system.result(system.put(call), timeout=LIMIT) == "done"
+    assert len(calls) == 2
+    assert system.result(system.put(operator.add, 1, 1), timeout=LIMIT) == 2
+
+
+@pytest.mark.spec("D11")
+def test_a_job_that_cannot_be_loaded_does_not_hold_its_worker(
+    monkeypatch: pytest.MonkeyPatch, systems: Systems
+) -> None:
+    raise_first(monkeypatch, Runner, "_view", TypeError("no such state"))
+    system = systems.start(queues={"": 1})
+    assert system.result(system.put(operator.add, 1, 1), timeout=LIMIT) == 2
 
 
 @pytest.mark.spec("D11", "R2")

@@ -29,6 +29,7 @@ from perdure.model import (
     get_queue,
     install,
 )
+from perdure.model import queue as queue_module
 from perdure.model.internal import InternalJob
 from support.callables import Account, echo, fail, nothing
 from support.manual_clock import ManualClock
@@ -491,6 +492,19 @@ def test_the_next_due_moment_is_that_of_the_first_held_job_or_deadline(world, vi
     view.abort()
 
 
+@pytest.mark.spec("Q4")
+def test_a_deadline_that_has_passed_is_no_moment_to_wait_for(world, view):
+    job = view.put(echo, 1, begin_by=MINUTE)
+    view.queue._sort_in()
+    view.commit()
+    view.advance(MINUTE)
+    assert view.queue.next_due() == world.clock.now() + timedelta(microseconds=1)
+    view.advance(timedelta(microseconds=1))
+    assert view.queue.next_due() is None
+    assert view.queue.claim().serves is job
+    view.abort()
+
+
 # Taking out
 
 
@@ -689,3 +703,24 @@ def test_a_job_of_a_thread_that_runs_on_the_systems_clock_is_due_at_once():
         assert abs(job.begin_after - datetime.datetime.now(UTC)) < HOUR
         assert queue.claim() is job
     database.close()
+
+
+@pytest.mark.spec("J10", "X6")
+@pytest.mark.parametrize("at_once", [0, 3])
+def test_of_many_expired_jobs_a_claim_deals_with_some_and_begins_none(
+    world, view, monkeypatch, at_once
+):
+    monkeypatch.setattr(queue_module, "EXPIRED_AT_ONCE", at_once)
+    agent = view.agent(size=20)
+    late = [view.put(echo, number, begin_by=SECOND) for number in range(10)]
+    view.put(echo, "in time")
+    view.advance(MINUTE)
+    taken = [view.claim(agent)]
+    dealt_with = [job for job in [*taken, *view.queue] if isinstance(job, InternalJob)]
+    assert len(dealt_with) <= max(1, at_once * len(view.queue.stripes))
+    assert world.check() == []
+    while (job := view.claim(agent)) is not None:
+        taken.append(job)
+    assert {job.serves for job in taken if isinstance(job, InternalJob)} == set(late)
+    assert [job.args[0] for job in taken if not isinstance(job, InternalJob)] == ["in time"]
+    assert world.check() == []

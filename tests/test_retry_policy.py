@@ -333,6 +333,8 @@ def test_how_often_an_interrupted_job_is_run_again(desk: Desk, policy: Any, runs
 
     job = desk.put(Job(deed(work)), retry_policy_factory=policy)
     while job.status is not Status.COMPLETED:
+        # It may be held for as long.
+        desk.clock.advance(MINUTE)
         claimed = desk.claim()
         if claimed is not job:
             desk.run(claimed)
@@ -739,6 +741,106 @@ def test_a_policy_that_raises_is_asked_again_with_growing_waits(
     assert [dict(each.data) for each in _told] == [{}] * 15
     logged = [each for each in caplog.records if "cannot be asked" in each.getMessage()]
     assert [each.levelname for each in logged] == ["CRITICAL"] * 14
+
+
+class Claimed(AsTold):
+    def claimed(self) -> None:
+        if not _told[1:]:
+            _told.append("claimed")
+            raise SystemExit
+
+
+@pytest.mark.spec("R10")
+def test_a_policy_that_raises_no_exception_is_asked_again_all_the_same(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    _answers.extend([SystemExit(1), KeyError()])
+    job = desk.put(Job(deed(Failing(ValueError()))), retry_policy_factory=AsTold)
+    desk.work()
+    assert job.result.check(ValueError) and desk.clock.waits == [5, 10]
+    assert "it raised SystemExit" in caplog.text
+
+
+@pytest.mark.spec("R10")
+def test_what_a_policy_raises_when_its_job_is_claimed_is_waited_out_too(desk: Desk) -> None:
+    _answers.append(Reschedule(timedelta(0)))
+    job = desk.put(Job(deed(Failing(ValueError()))), retry_policy_factory=Claimed)
+    desk.work()
+    assert job.result == "done" and desk.clock.waits == [5]
+
+
+@pytest.mark.spec("R3", "R7")
+def test_a_callback_that_exits_time_and_again_is_run_again_after_growing_waits(
+    desk: Desk,
+) -> None:
+    calls: list[int] = []
+
+    def work(result: int) -> None:
+        calls.append(result)
+        if len(calls) < 66:
+            raise SystemExit
+
+    job = Job(abs, -1)
+    callback = job.add_callback(Job(deed(work)))
+    desk.put(job)
+    claimed = desk.claim()
+    while job.status is not Status.COMPLETED:
+        try:
+            desk.run(claimed)
+        except SystemExit:
+            desk.lose(claimed)
+            transaction.begin()
+            claimed = desk.claim()
+    assert callback.status is Status.COMPLETED and len(calls) == 66
+    assert desk.clock.waits == [*range(1, 61), 60, 60, 60]
+
+
+@pytest.mark.spec("R3", "X1")
+def test_a_callback_whose_deadline_passes_in_such_a_wait_is_aborted(desk: Desk) -> None:
+    _answers.append(Retry(HOUR))
+    job = Job(abs, -1)
+    callback = job.add_callback(
+        Job(abs, -1), retry_policy_factory=AsTold, begin_by=timedelta(seconds=60)
+    )
+    desk.store(job)._begin()
+    job._end(1)
+    callback._begin()
+    transaction.commit()
+    job.resume_callbacks()
+    assert desk.clock.waits == [3600] and callback.result.check(AbortedError)
+
+
+class Overtaken(AsTold):
+    """While it is asked, somebody else puts the job back into its queue."""
+
+    def on_receive(self, message: Any) -> Any:
+        if not _told:
+            manager = transaction.TransactionManager()
+            connection = self._p_jar.db().open(transaction_manager=manager)
+            job = connection.get(self.job._p_oid)
+            job.queue._enter(job, "reschedule", first=True)
+            manager.commit()
+            connection.close()
+        return super().on_receive(message)
+
+
+@pytest.mark.spec("R6")
+@pytest.mark.parametrize("answer", [GiveUp(), Retry(), Retry(HOUR)])
+def test_a_job_that_somebody_else_has_dealt_with_meanwhile_is_left_alone(
+    desk: Desk, answer: Any
+) -> None:
+    _answers.append(answer)
+    job = desk.put(Job(abs, -1), retry_policy_factory=Overtaken)
+    job.get_retry_policy()
+    transaction.commit()
+    desk.claim()._begin()
+    transaction.commit()
+    desk.lose(job)
+    transaction.begin()
+    desk.run(desk.claim())
+    assert (len(_told), job.status, desk.clock.waits) == (1, Status.PENDING, [])
+    desk.work()
+    assert job.result == 1
 
 
 @pytest.mark.spec("R10")

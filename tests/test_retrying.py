@@ -20,6 +20,7 @@ from perdure.model.clock import StopSignal
 from perdure.model.errors import StopRequested
 from perdure.model.failure import Failure
 from perdure.model.retrying import (
+    OutageLog,
     is_disconnect,
     is_transaction_error,
     never_fail,
@@ -274,6 +275,44 @@ def test_four_transaction_errors_leave_one_attempt(
 
     assert try_five_times(call, "pinging", tm, stop) == "done"
     assert records() == []
+
+
+@pytest.mark.spec("H3")
+def test_five_times_logs_no_error_that_its_caller_has_logged(
+    tm: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for answer, lines in ((True, 0), (False, 1)):
+        errors: list[Exception] = []
+
+        def logged(
+            error: Exception, answer: bool = answer, errors: list[Exception] = errors
+        ) -> bool:
+            errors.append(error)
+            return answer
+
+        error = ValueError("odd")
+        result = try_five_times(Call(tm, error), "pinging", tm, logged=logged)
+        assert isinstance(result, Failure) and errors == [error]
+        assert len(caplog.records) == lines
+
+
+@pytest.mark.spec("D9")
+def test_a_database_that_is_away_is_logged_once_and_at_every_tenth_attempt(
+    clock: PassingClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    outage = OutageLog("somebody", clock)
+    for _ in range(20):
+        assert outage(ClientDisconnected("away"))
+        clock.advance(timedelta(seconds=1))
+    assert not outage(ValueError("odd")) and not outage(ConflictError())
+    clock.advance(timedelta(seconds=61))
+    assert outage(ClientDisconnected("away again"))
+    texts = [each.getMessage() for each in caplog.records]
+    assert [text.partition("attempt ")[2].partition(";")[0] for text in texts] == [
+        "1", "10", "20", "1",
+    ]  # fmt: skip
+    assert "away again" in texts[-1]
+    assert not any(each.exc_info for each in caplog.records)
 
 
 @pytest.mark.spec("H3")

@@ -10,28 +10,33 @@ from typing import Any
 
 import pytest
 import transaction
+from ZEO.Exceptions import ClientDisconnected
 from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError
 
 from perdure.actors import PollNow, Resize, StatusAsked, start
+from perdure.actors.dispatcher import DispatcherActor
 from perdure.model import (
     BadStatusError,
+    DispatcherEvent,
     Job,
     JobFailedError,
     JobNotFoundError,
     NotStorableError,
     PerdureError,
+    PutInDoubtError,
     Status,
     UnknownSettingError,
     find_job,
     get_queue,
     local,
+    subscribe,
 )
 from perdure.model.errors import UnknownMessageError
 from support import jobs
 from support.jobs import Counter, calls, gates
 from support.manual_clock import ManualClock
-from support.systems import HOUR, LIMIT, Systems, read, settled, within
+from support.systems import HOUR, LIMIT, Systems, queue_length, read, settled, within
 
 NOW = timedelta(0)
 
@@ -240,6 +245,51 @@ def test_a_conflict_at_put_is_tried_again(
     ref = system.put(jobs.note, "once")
     system.wait(ref, timeout=LIMIT)
     assert list(conflicts) == [] and calls == [("once",)]
+
+
+@pytest.mark.spec("C2")
+def test_a_put_that_raised_and_may_have_taken_place_is_not_repeated(
+    systems: Systems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = systems.start(queues={"": 1})
+    storage = system.database.storage
+    finish = storage.tpc_finish
+
+    def tpc_finish(*args: Any, **kwargs: Any) -> Any:
+        finish(*args, **kwargs)
+        if threading.current_thread() is threading.main_thread():
+            raise ClientDisconnected("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "tpc_finish", tpc_finish)
+        with pytest.raises(PutInDoubtError) as caught:
+            system.put(jobs.note, "once")
+    assert isinstance(caught.value.__cause__, ClientDisconnected)
+    assert str(caught.value.ref) in str(caught.value)
+    settled(system)
+    system.wait(caught.value.ref, timeout=LIMIT)
+    assert calls == [("once",)] and queue_length(system) == 0
+
+
+@pytest.mark.spec("C2")
+def test_a_put_that_found_no_database_is_not_in_doubt_and_the_job_may_be_put_again(
+    systems: Systems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = systems.start(queues={"": 1})
+    job = Job(jobs.note, "once")
+    tried: list[Any] = []
+
+    def away(*args: Any) -> Any:
+        tried.append(args)
+        raise ClientDisconnected("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("perdure.actors.system.get_queue", away)
+        with pytest.raises(ClientDisconnected):
+            system.put(job)
+    assert len(tried) == 1
+    system.wait(system.put(job), timeout=LIMIT)
+    assert calls == [("once",)]
 
 
 def test_a_transaction_commits_and_aborts_apart_from_that_of_the_thread(
@@ -562,6 +612,44 @@ def test_a_job_cannot_stop_its_system(systems: Systems) -> None:
     with pytest.raises(JobFailedError, match="a job cannot stop the system"):
         system.result(system.put(jobs.stop_system, "mine"), timeout=LIMIT)
     assert system.result(system.put(operator.add, 1, 1), timeout=LIMIT) == 2
+
+
+def test_what_the_dispatcher_calls_cannot_stop_the_system(systems: Systems) -> None:
+    system = systems.start(queues={"": 1})
+    settled(system)
+    refused: list[bool] = []
+
+    def stop(event: DispatcherEvent) -> None:
+        try:
+            system.stop()
+        except BadStatusError as error:
+            refused.append("let another thread call stop" in str(error))
+
+    unsubscribe = subscribe(system.database, stop)
+    within(system.stop)  # the dispatcher tells that it was deactivated
+    unsubscribe()
+    assert refused == [True]
+
+
+@pytest.mark.spec("D10")
+def test_stop_does_not_wait_for_the_pause_after_a_crash(
+    systems: Systems, manual_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = systems.start(queues={"": 1}, clock=manual_clock)
+    settled(system)
+    polled: list[Any] = []
+
+    def crash(dispatcher: Any) -> Any:
+        polled.append(dispatcher)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(DispatcherActor, "_poll", crash)
+    system._context.directory.get("dispatcher").tell(PollNow())
+    manual_clock.wait_until_waiting(2)  # the dispatcher in its pause, and the heartbeat
+    within(lambda: system.stop(timedelta(0)))  # no time passes
+    assert len(polled) == 1
+    with system.transaction() as connection:
+        assert get_queue(connection).dispatchers.active() == []
 
 
 def test_an_error_ends_the_with_statement_and_the_system(systems: Systems) -> None:

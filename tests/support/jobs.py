@@ -245,6 +245,22 @@ def wait_for_stop_and_hang() -> None:
     threading.Event().wait()
 
 
+def close_connection_once() -> str:
+    """Close the connection that runs it, at the first call."""
+    calls.append(id(local.get_job()._p_jar))
+    if len(calls) == 1:
+        local.get_job()._p_jar.close()
+    return "done"
+
+
+def stop_once() -> str:
+    """Raise what ends waits at a stop, although nobody stops, at the first call."""
+    calls.append("stop")
+    if len(calls) == 1:
+        raise StopRequested("made up")
+    return "done"
+
+
 def exit_once(result: int) -> int:
     calls.append(result)
     if len(calls) == 1:
