@@ -53,12 +53,17 @@ def test_a_planned_line_is_not_missing():
     assert states([SpecLine("J8", True)], [], {}) == {"J8": "planned"}
 
 
-def test_the_table_counts_what_is_due():
-    lines = [SpecLine("J1", False), SpecLine("J8", True), SpecLine("H1", False)]
+def test_a_planned_line_is_not_proved_by_tests_of_a_part_of_it():
+    assert states([SpecLine("J8", True)], ["J8"], {"J8": {"passed"}}) == {"J8": "begun"}
 
-    assert table(lines, {"J1": "proved", "J8": "planned", "H1": "missing"}) == [
+
+def test_the_table_counts_what_is_due():
+    lines = [SpecLine(id_, id_ in ("J8", "J9")) for id_ in ("J1", "J8", "J9", "H1")]
+
+    assert table(lines, {"J1": "proved", "J8": "planned", "J9": "begun", "H1": "missing"}) == [
         "J  planned    1  J8",
+        "J  begun      1  J9",
         "J  proved     1  J1",
         "H  missing    1  H1",
-        "1 of 2 due lines proved: 0 failed, 0 claimed but not run, 1 missing; 1 planned for later",
+        "1 of 2 due lines proved: 0 failed, 0 claimed but not run, 1 missing; 2 planned for later",
     ]

@@ -11,7 +11,9 @@ failed
 not run
     when tests are marked with it, of which none ran (or all were skipped);
 missing
-    when no test is marked with it, and it is not planned for later.
+    when no test is marked with it, and it is not planned for later;
+begun
+    when it is planned for later, and tests of a part of it have passed already.
 
 The claims are read from the sources of the tests, so that they are complete whatever was
 selected; an id that is not on the page is an error before the first test.
@@ -91,7 +93,7 @@ def states(
         if "failed" in ran:
             return "failed"
         if "passed" in ran:
-            return "proved"
+            return "begun" if line.planned else "proved"
         if line.id in claimed:
             return "not run"
         return "planned" if line.planned else "missing"
@@ -102,7 +104,7 @@ def states(
 def table(lines: Iterable[SpecLine], state_of: Mapping[str, str]) -> list[str]:
     """The rows to print: per section the ids in each state, and the sums."""
     lines = list(lines)
-    order = ["failed", "not run", "missing", "planned", "proved"]
+    order = ["failed", "not run", "missing", "planned", "begun", "proved"]
     rows = []
     for section in dict.fromkeys(line.section for line in lines):
         ids = [line.id for line in lines if line.section == section]
@@ -110,11 +112,11 @@ def table(lines: Iterable[SpecLine], state_of: Mapping[str, str]) -> list[str]:
             if found := [id_ for id_ in ids if state_of[id_] == state]:
                 rows.append(f"{section}  {state:8} {len(found):3}  {' '.join(found)}")
     sums = {state: sum(1 for line in lines if state_of[line.id] == state) for state in order}
-    due = len(lines) - sums["planned"]
+    later = sums["planned"] + sums["begun"]
     rows.append(
-        f"{sums['proved']} of {due} due lines proved: {sums['failed']} failed, "
+        f"{sums['proved']} of {len(lines) - later} due lines proved: {sums['failed']} failed, "
         f"{sums['not run']} claimed but not run, {sums['missing']} missing; "
-        f"{sums['planned']} planned for later"
+        f"{later} planned for later"
     )
     return rows
 
