@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import transaction
 
-from perdure.actors.base import Actor, handles
+from perdure.actors.base import handles
 from perdure.actors.context import Context, agent_role
+from perdure.actors.database import DatabaseActor
 from perdure.actors.messages import (
     AgentJoined,
     AgentLeft,
@@ -41,7 +42,7 @@ from perdure.model.moments import microseconds, moment
 from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
 from perdure.model.ref import JobRef
-from perdure.model.retrying import OutageLog, try_five_times
+from perdure.model.retrying import try_five_times
 
 __all__ = ["DispatcherActor"]
 
@@ -109,7 +110,7 @@ class _QueueState:
     polled: tuple[AgentPoll, ...] = ()
 
 
-class DispatcherActor(Actor):
+class DispatcherActor(DatabaseActor):
     """Registers the process, looks after its sibling, claims, and settles.
 
     Messages are taken in first and worked off together: the more there is to do, the
@@ -117,15 +118,11 @@ class DispatcherActor(Actor):
     """
 
     def __init__(self, context: Context) -> None:
-        super().__init__(context, name="dispatcher")
-        self._context = context
+        super().__init__(context, "dispatcher")
         self._queues: dict[str, _QueueState] = {}
         self._claiming = True
         self._deactivated = False
         self._last_poll: tuple[QueuePoll, ...] | None = None
-        self._manager = transaction.TransactionManager()
-        self._connection: Any = None
-        self._outage = OutageLog("dispatcher", context.clock)
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -142,22 +139,6 @@ class DispatcherActor(Actor):
         # After a crash, with a stop on its way, only the deactivation is left to do.
         if not self._context.stop.is_set():
             self._poll_and_go_on()
-
-    def on_crash(self, error: BaseException) -> None:
-        """Let go of the connection, whatever state it is in."""
-        self._close()
-
-    def on_stop(self) -> None:
-        """Let go of the connection."""
-        self._close()
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            try:
-                self._manager.abort()
-            finally:
-                connection.close()
 
     # Taking in.
 
@@ -606,9 +587,7 @@ class DispatcherActor(Actor):
 
         def keep() -> None:
             results.clear()
-            if self._connection is None:
-                open_connection = self._context.database.open
-                self._connection = open_connection(transaction_manager=self._manager)
+            self._connect()
             try:
                 results.append(call())
             except Exception as error:

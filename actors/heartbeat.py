@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
-import transaction
-
-from perdure.actors.base import Actor, handles
+from perdure.actors.base import handles
 from perdure.actors.context import Context
+from perdure.actors.database import DatabaseActor
 from perdure.model.queues import find_queues
-from perdure.model.retrying import OutageLog, try_five_times
+from perdure.model.retrying import try_five_times
 
 __all__ = ["HeartbeatActor"]
 
@@ -25,15 +23,11 @@ class _Beat:
     """It is time for a sign of life."""
 
 
-class HeartbeatActor(Actor):
+class HeartbeatActor(DatabaseActor):
     """Writes `last_ping` of this process's records when it is time."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(context, name="heartbeat")
-        self._context = context
-        self._manager = transaction.TransactionManager()
-        self._outage = OutageLog("heartbeat", context.clock)
-        self._connection: Any = None
+        super().__init__(context, "heartbeat")
 
     def on_start(self) -> None:
         """Wait for the first beat."""
@@ -48,30 +42,13 @@ class HeartbeatActor(Actor):
         spare = settings.ping_death_interval - settings.ping_interval
         return min(settings.poll_interval, settings.ping_interval / 2, spare / 2)
 
-    def on_crash(self, error: BaseException) -> None:
-        """Let go of the connection."""
-        self._close()
-
-    def on_stop(self) -> None:
-        """Let go of the connection."""
-        self._close()
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            try:
-                self._manager.abort()
-            finally:
-                connection.close()
-
     @handles(_Beat)
     def _beat(self, message: _Beat) -> None:
         try_five_times(self._ping, "giving a sign of life", self._manager, logged=self._outage)
         self.tell_later(_Beat(), self._interval())
 
     def _ping(self) -> None:
-        if self._connection is None:
-            self._connection = self._context.database.open(transaction_manager=self._manager)
+        self._connect()
         for queue in find_queues(self._connection).values():
             record = queue.dispatchers.get(self._context.uuid)
             if record is not None and record.active and record.token == self._context.token:

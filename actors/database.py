@@ -1,0 +1,48 @@
+"""Actors that work on the database, in transactions of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transaction
+
+from perdure.actors.base import Actor
+from perdure.actors.context import Context
+from perdure.model.retrying import OutageLog
+
+__all__ = ["DatabaseActor"]
+
+
+class DatabaseActor(Actor):
+    """Has a connection, opened when it is first needed, and let go of at a crash and a stop.
+
+    Its outages are logged under the actor's name, and not each time anew.
+    """
+
+    def __init__(self, context: Context, name: str) -> None:
+        super().__init__(context, name=name)
+        self._context = context
+        self._manager = transaction.TransactionManager()
+        self._outage = OutageLog(name, context.clock)
+        self._connection: Any = None
+
+    def _connect(self) -> None:
+        """Make sure that there is a connection; raises what opening one raises."""
+        if self._connection is None:
+            self._connection = self._context.database.open(transaction_manager=self._manager)
+
+    def on_crash(self, error: BaseException) -> None:
+        """Let go of the connection, whatever state it is in."""
+        self._close()
+
+    def on_stop(self) -> None:
+        """Let go of the connection."""
+        self._close()
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                self._manager.abort()
+            finally:
+                connection.close()
