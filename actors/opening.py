@@ -9,6 +9,7 @@ from typing import Any
 import zc.lockfile
 import ZODB
 import zodburi
+from ZODB.FileStorage.FileStorage import packed_version
 
 from perdure.model.errors import DatabaseLockedError, UnknownSettingError
 
@@ -21,7 +22,7 @@ def open_database(uri: str) -> Any:
     """Open the database that a URI names: ``file://``, ``zeo://``, ``memory://`` and so on.
 
     A file has its blobs in the folder of the same name with ``.blobs`` behind it, unless
-    the URI says otherwise. Raises `UnknownSettingError` for what is no such URI, and
+    the URI says otherwise. Raises `UnknownSettingError` for what is no such URI or file, and
     `DatabaseLockedError` where another process has the file open.
     """
     scheme, separator, rest = uri.partition("://")
@@ -31,9 +32,9 @@ def open_database(uri: str) -> Any:
             "zeo://localhost:8100 or memory://, or an open ZODB.DB"
         )
     if scheme == "file":
-        uri = _with_blobs(uri)
+        _check_file(_path(uri))
     try:
-        factory, options = zodburi.resolve_uri(uri)
+        factory, options = zodburi.resolve_uri(_with_blobs(uri) if scheme == "file" else uri)
     except (KeyError, ValueError) as error:
         raise UnknownSettingError(f"{uri!r} names no database: {error}") from error
     try:
@@ -45,7 +46,8 @@ def open_database(uri: str) -> Any:
         ) from error
     except FileNotFoundError as error:
         raise UnknownSettingError(
-            f"the database {uri} cannot be opened: {error.filename} does not exist"
+            f"the database {uri} cannot be opened: there is no folder for {error.filename}; make "
+            "it first"
         ) from error
 
 
@@ -53,12 +55,30 @@ def _with_blobs(uri: str) -> str:
     address, _, query = uri.partition("?")
     if "blobstorage_dir" in urllib.parse.parse_qs(query):
         return uri
-    # The resolver takes the path as it stands behind the scheme, relative ones too.
-    path = address.removeprefix("file://")
     query = (query + "&" if query else "") + urllib.parse.urlencode(
-        {"blobstorage_dir": os.path.abspath(path) + BLOBS_SUFFIX}
+        {"blobstorage_dir": os.path.abspath(_path(uri)) + BLOBS_SUFFIX}
     )
     return f"{address}?{query}"
+
+
+def _path(uri: str) -> str:
+    # The resolver takes the path as it stands behind the scheme, relative ones too.
+    return uri.partition("?")[0].removeprefix("file://")
+
+
+def _check_file(path: str) -> None:
+    """Refuse what is no database before it is opened, locked, and given files beside it."""
+    try:
+        with open(path, "rb") as file:
+            first = file.read(len(packed_version))
+    except FileNotFoundError:
+        return
+    except IsADirectoryError as error:
+        raise UnknownSettingError(f"{path} is a folder: name the database's file in it") from error
+    if first and first != packed_version:
+        raise UnknownSettingError(
+            f"{path} is a file, and no ZODB database of a version that can be read here"
+        )
 
 
 def database_file(database: Any) -> str | None:

@@ -292,6 +292,7 @@ class ActorSystem:
         read: Callable[[Job], Any],
     ) -> Any:
         clock = self._context.clock
+        _check_timeout(timeout)
         deadline = None if timeout is None else clock.monotonic() + timeout.total_seconds()
         # What another process commits is not announced here: the polls are the net.
         longest = self._context.settings.poll_interval.total_seconds()
@@ -341,15 +342,17 @@ class ActorSystem:
         with contextlib.suppress(pykka.ActorDeadError):
             self._target(message).ask(message, block=False)
 
-    def ask(self, message: object, timeout: timedelta = _SUPERVISOR_ANSWERS) -> Any:
+    def ask(self, message: object, timeout: timedelta | None = _SUPERVISOR_ANSWERS) -> Any:
         """Send a message or a question, and return the answer.
 
         Raises `UnknownMessageError` for what nobody understands, what the answerer raised,
         `TimeoutError`, and `PerdureError` once the system is stopped. Touches no transaction
         of the caller.
         """
+        _check_timeout(timeout)
         try:
-            return self._target(message).ask(message, timeout=timeout.total_seconds())
+            seconds = None if timeout is None else timeout.total_seconds()
+            return self._target(message).ask(message, timeout=seconds)
         except pykka.Timeout as error:
             raise TimeoutError(
                 f"no answer to {type(message).__qualname__} within {timeout}"
@@ -400,6 +403,7 @@ class ActorSystem:
     def join(self, timeout: timedelta | None = None) -> bool:
         """Wait until the system was stopped, by whomever; False if not within `timeout`."""
         now = SystemClock().monotonic
+        _check_timeout(timeout)
         deadline = None if timeout is None else now() + timeout.total_seconds()
         while not self._stopped.is_set():
             left = None if deadline is None else deadline - now()
@@ -552,3 +556,10 @@ def _checked_interval(name: str, value: object) -> timedelta:
     if value <= timedelta(0):
         raise UnknownSettingError(f"{name} must be longer than zero, not {value}")
     return value
+
+
+def _check_timeout(timeout: object) -> None:
+    if timeout is not None and not isinstance(timeout, timedelta):
+        raise UnknownSettingError(
+            f"timeout must be a timedelta, or None to wait without end, not {timeout!r}"
+        )

@@ -331,6 +331,8 @@ class Runner:
             job._complete_if_alone()
             self._manager.commit()
         except BaseException as error:
+            if not returned:
+                _leave_out_the_runner(error)
             failure = Failure(error) if isinstance(error, Exception) else None
             self._abort()
             if before is not None:
@@ -559,6 +561,13 @@ def _with_data(message: Any, data: tuple[tuple[str, Any], ...]) -> Any:
     if isinstance(message, Interrupted):
         return Interrupted(data)
     return type(message)(message.failure, data, message.alone)
+
+
+def _leave_out_the_runner(error: BaseException) -> None:
+    """Let the traceback begin with the application's own code, where it has any."""
+    traceback = error.__traceback__
+    if traceback is not None and traceback.tb_next is not None:
+        error.__traceback__ = traceback.tb_next
 
 
 def _fresh(arguments: Any) -> Any:

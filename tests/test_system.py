@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fractions
 import operator
 import threading
 from datetime import timedelta
@@ -75,7 +76,7 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"database": 7}, "7 is neither a URI nor an open ZODB.DB"),
     ({"database": "app.fs"}, "'app.fs' names no database: give a URI such as file:///"),
     ({"database": "nonsense://x"}, "'nonsense://x' names no database"),
-    ({"database": "file:///no/such/folder/app.fs"}, "does not exist"),
+    ({"database": "file:///no/such/folder/app.fs"}, "there is no folder for"),
     ({"queues": ["a"]}, "queues must be a mapping of names to sizes, such as {'': 4}"),
     ({"queues": {1: 1}}, "the name of a queue is a text, not 1"),
     ({"queues": {"": -1}}, "whole number of 0 or more, not -1"),
@@ -731,3 +732,35 @@ def test_progress_is_seen_while_the_job_runs(systems: Systems) -> None:
         local.set_live_annotation("flag", "go on", job=job)
     gates["g"].open()
     assert system.result(ref, timeout=LIMIT) == "go on"
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_text("Dear reader")
+    with pytest.raises(UnknownSettingError, match=r"letter\.txt is a file, and no ZODB database"):
+        start(f"file://{path}")
+    assert [each.name for each in tmp_path.iterdir()] == ["letter.txt"]
+    assert path.read_text() == "Dear reader"
+
+
+@pytest.mark.parametrize("call", ["result", "wait", "ask", "join"])
+def test_a_timeout_that_is_no_duration_is_refused(call: str, systems: Systems) -> None:
+    system = systems.start()
+    ref = system.put(operator.add, 2, 3)
+    calls: dict[str, Any] = {
+        "result": lambda: system.result(ref, timeout=5),
+        "wait": lambda: system.wait(ref, timeout=5),
+        "ask": lambda: system.ask(StatusAsked(), timeout=5),
+        "join": lambda: system.join(timeout=5),
+    }
+    with pytest.raises(UnknownSettingError, match="timeout must be a timedelta.*not 5"):
+        calls[call]()
+
+
+@pytest.mark.spec("J7")
+def test_the_traceback_of_a_failed_job_begins_with_the_jobs_own_code(systems: Systems) -> None:
+    system = systems.start()
+    ref = system.put(fractions.Fraction, "no number")
+    with pytest.raises(JobFailedError) as caught:
+        system.result(ref, timeout=LIMIT)
+    assert caught.value.failure.frames[0].file == fractions.__file__
