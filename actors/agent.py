@@ -103,7 +103,7 @@ class AgentActor(Actor):
 
     @handles(RunJobs)
     def _take(self, message: RunJobs) -> None:
-        known = {*self._waiting, *self._busy.values(), *self._dealt_with}
+        known = {*self._waiting, *self._busy.values(), *self._dealt_with, *self._held_back}
         self._waiting += [claim for claim in message.claims if claim not in known]
         self._hand_out()
 

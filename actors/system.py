@@ -431,9 +431,10 @@ class ActorSystem:
         context.environment.unsubscribe(self._waker)
         # Ends the waits of retries, and pauses of actors, at once; what runs goes on.
         context.stop.set()
-        context.lane.end()
         self._ask_dispatcher(StopClaiming())
         drained = context.activity.wait_until_none(drain)
+        # Not before: who waits for the lane is ACTIVE, and may still end within the drain.
+        context.lane.end()
         if not drained:
             events.warning(
                 "%d jobs still run after %s and are left: they count as interrupted",

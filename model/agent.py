@@ -14,7 +14,7 @@ from ZODB.POSException import POSError
 from perdure.model import names
 from perdure.model.completed import Completed
 from perdure.model.environment import clock_of
-from perdure.model.errors import BadStatusError, CallableNotFoundError, UnknownSettingError
+from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
 from perdure.model.internal import InternalJob
 from perdure.model.logs import events, fields
@@ -335,11 +335,24 @@ class Agent(Persistent):
 
         Its record is written whatever its status is: that makes sure that the worker
         can commit nothing for it any more. One that cannot be loaded here, with all that
-        it holds, is `left` to the next dispatcher that can.
+        it holds, is `left` to the next dispatcher that can; one that cannot be interrupted
+        is logged, and `left` as well.
         """
         entry = self._held.get(job._p_oid) or self._left.get(job._p_oid)
         if entry is None:
             return
+        try:
+            self._interrupt(job, entry)
+        except (TransientError, POSError):
+            raise
+        # One job must not keep a dispatcher from all the others.
+        except Exception:
+            self._tell_stuck("interrupted", job)
+            self._held.pop(job._p_oid, None)
+            self._left[job._p_oid] = entry
+            self._p_changed = True
+
+    def _interrupt(self, job: Job, entry: tuple[Job, int]) -> None:
         _, number = entry
         if not is_whole(job):
             self._leave(job, number)
@@ -366,22 +379,13 @@ class Agent(Persistent):
             raise BadStatusError(f"{job!r} is {status.name}, and an agent holds it")
 
     def interrupt_all(self) -> int:
-        """Interrupt everything that it holds, or that was left; return how many jobs that were.
-
-        One whose status is none that an agent's job can have is logged, and `left`.
-        """
+        """Interrupt everything that it holds, or that was left; return how many jobs that were."""
         # Written even if it holds nothing here: a claim that is under way, and that this
         # transaction does not see, must not be committed as well.
         self._p_changed = True
         entries = {**self._left, **self._held}
-        for oid, entry in entries.items():
-            try:
-                self.interrupt(entry[0])
-            # Nobody could deal with it later either.
-            except (BadStatusError, CallableNotFoundError):
-                self._tell_stuck("interrupted", entry[0])
-                self._held.pop(oid, None)
-                self._left[oid] = entry
+        for job, _ in entries.values():
+            self.interrupt(job)
         return len(entries)
 
     def forget(self, now: datetime.datetime) -> bool:

@@ -498,8 +498,9 @@ class Runner:
                 internal._end(None)
                 internal._complete()
 
-        if job._agent is not None:
-            # Nobody's to deal with here: an agent has it, maybe since it was dealt with.
+        if job._agent is not None or internal.kind == "recover":
+            # Nobody's to deal with here: an agent has it, maybe since it was dealt with; or
+            # another internal job does, made when who had it started again.
             self._store(internal, "ending", end)
         elif internal.kind == "expire" and status is Status.PENDING:
             error = JobTimeoutError(f"{job!r} was to begin by {job.deadline}, and did not")
@@ -531,12 +532,12 @@ class Runner:
             self._finish(proxy, chosen.result)
 
 
-_Place = tuple[Status, int]
+_Place = tuple[Status, int, int | None]
 
 
 def _place(job: Job) -> _Place:
     """Return what tells whether somebody else has moved the job since."""
-    return job.status, job._claim
+    return job.status, job._claim, job._active_start
 
 
 @contextmanager

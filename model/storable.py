@@ -72,14 +72,17 @@ def check_arguments(
     """
     limit = ARGUMENT_LIMIT_BYTES if limit_bytes is None else limit_bytes
     try:
-        size = _size((tuple(args), dict(kwargs)))
+        size = _size((tuple(args), dict(kwargs)), limit)
     # A pickle may raise anything; which argument it was is found below.
-    except Exception:
+    except Exception as error:
         for index, value in enumerate(args):
             check_value(value, f"argument {index}")
         for name, value in kwargs.items():
             check_value(value, f"argument {name!r}")
-        raise
+        raise NotStorableError(
+            f"the arguments cannot be stored together: {error}; give plain data, or a persistent "
+            "object"
+        ) from error
     if size > limit:
         raise NotStorableError(
             f"the arguments take {size:,} bytes, more than the {limit:,} allowed: store the "
@@ -149,12 +152,15 @@ class _Copier(pickle.Pickler):
         return len(self._kept) - 1
 
 
-def _size(value: object) -> int:
-    """Return the size of the pickle of `value`; raises what writing it or reading it does."""
+def _size(value: object, limit: int | None = None) -> int:
+    """Return the size of the pickle of `value`; raises what writing it or reading it does.
+
+    What is larger than `limit` will be refused for that, and is not read.
+    """
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, 3)
     pickler.dump(value)
-    if pickler.saw_others:
+    if pickler.saw_others and (limit is None or buffer.tell() <= limit):
         _read_again(value)
     return buffer.tell()
 

@@ -359,6 +359,54 @@ def test_an_internal_job_leaves_a_job_alone_that_was_taken_up_again(view):
     view.commit()
 
 
+@pytest.mark.spec("D4", "J26")
+def test_a_job_that_was_left_and_taken_up_again_is_dealt_with_once(view):
+    agent = view.agent(size=3)
+    job = view.put(echo, 1)
+    callback = job.add_callback(echo)
+    view.commit()
+    view.claim(agent)
+    view.begin(job)
+    job._end(1)
+    # As where it cannot be loaded, and then where it can.
+    agent._leave(job, job._claim)
+    agent.interrupt_all()
+    view.commit()
+    internal = {each.kind: each for each in (view.claim(agent), view.claim(agent))}
+    assert set(internal) == {"recover", "resume"}
+    view.run(internal["recover"])
+    assert (job.status, callback.status) == (Status.CALLBACKS, Status.NEW)
+    view.run(internal["resume"])
+    assert (job.status, callback.result) == (Status.COMPLETED, 1)
+    agent.settle_all()
+    view.commit()
+
+
+@pytest.mark.spec("D4")
+def test_a_job_that_cannot_be_interrupted_keeps_no_other_from_it(view, monkeypatch, caplog):
+    agent = view.agent(size=2)
+    jobs = [view.put(echo, number) for number in range(2)]
+    for job in jobs:
+        view.claim(agent)
+        view.begin(job)
+    lose = Job._lose
+
+    def failing(self):
+        if self is jobs[0]:
+            raise RuntimeError("a fault of ours")
+        lose(self)
+
+    with monkeypatch.context() as faulty:
+        faulty.setattr(Job, "_lose", failing)
+        agent.record.deactivate()
+    view.commit()
+    assert "cannot be interrupted" in caplog.text and "a fault of ours" in caplog.text
+    assert [internal.serves for internal in view.queue] == [jobs[1]]
+    agent.record.activate("again")
+    view.commit()
+    assert {internal.serves for internal in view.queue} == set(jobs)
+
+
 @pytest.mark.spec("D8")
 def test_a_job_that_cannot_be_settled_keeps_no_other_from_it(view, monkeypatch, caplog):
     agent = view.agent(size=3)

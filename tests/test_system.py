@@ -16,6 +16,7 @@ from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError
 
 from perdure.actors import PollNow, Resize, StatusAsked, start
+from perdure.actors.context import Activity
 from perdure.actors.dispatcher import DispatcherActor
 from perdure.model import (
     BadStatusError,
@@ -23,6 +24,7 @@ from perdure.model import (
     Job,
     JobFailedError,
     JobNotFoundError,
+    NeverRetry,
     NotStorableError,
     PerdureError,
     PutInDoubtError,
@@ -34,6 +36,7 @@ from perdure.model import (
     subscribe,
 )
 from perdure.model.errors import UnknownMessageError
+from perdure.model.lane import Lane
 from support import jobs
 from support.jobs import Counter, calls, gates
 from support.manual_clock import ManualClock
@@ -764,3 +767,35 @@ def test_the_traceback_of_a_failed_job_begins_with_the_jobs_own_code(systems: Sy
     with pytest.raises(JobFailedError) as caught:
         system.result(ref, timeout=LIMIT)
     assert caught.value.failure.frames[0].file == fractions.__file__
+
+
+@pytest.mark.spec("D10")
+def test_a_job_that_waits_for_the_lane_may_end_within_the_drain(
+    systems: Systems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, drains = threading.Event(), threading.Event()
+    wait, wait_until_none = Lane._wait, Activity.wait_until_none
+
+    def signalling_wait(lane: Lane, *args: Any) -> Any:
+        waits.set()
+        return wait(lane, *args)
+
+    def signalling_drain(activity: Activity, timeout: timedelta) -> bool:
+        drains.set()
+        return wait_until_none(activity, timeout)
+
+    database = systems.database()
+    system = systems.start(database, queues={"": 1})
+    with system._context.lane.exclusive():
+        monkeypatch.setattr(Lane, "_wait", signalling_wait)
+        monkeypatch.setattr(Activity, "wait_until_none", signalling_drain)
+        job = Job(operator.add, 2, 3)
+        job.retry_policy_factory = NeverRetry
+        ref = system.put(job)
+        assert waits.wait(LIMIT.total_seconds())
+        stopping = threading.Thread(target=system.stop, args=(LIMIT,))
+        stopping.start()
+        assert drains.wait(LIMIT.total_seconds())
+    stopping.join(LIMIT.total_seconds())
+    with system.transaction() as connection:
+        assert find_job(connection, ref).result == 5
