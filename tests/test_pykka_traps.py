@@ -20,8 +20,8 @@ from perdure.actors import (
     WorkerActor,
 )
 from perdure.actors.base import Actor
-from perdure.actors.messages import StatusAsked
-from perdure.model import Job, JobFailedError, get_queue
+from perdure.actors.messages import Claimed, RunJobs, StatusAsked
+from perdure.model import Job, JobFailedError, JobRef, get_queue
 from perdure.model.errors import AskInterruptedError
 from perdure.model.running import Runner
 from support import jobs
@@ -64,6 +64,15 @@ def raise_first(
 
 
 # Jobs
+
+
+@pytest.mark.spec("D11")
+def test_a_claim_that_is_held_back_is_not_begun_when_it_is_sent_again(systems: Systems) -> None:
+    agent = AgentActor(systems.start()._context, "", "other", 0)
+    held_back, other = Claimed(JobRef(1), 1), Claimed(JobRef(2), 1)
+    agent._held_back.append(held_back)
+    agent._take(RunJobs((held_back, other)))
+    assert list(agent._waiting) == [other]
 
 
 @pytest.mark.spec("D11")
