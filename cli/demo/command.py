@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-__all__ = ["demo"]
+__all__ = ["COMMANDS", "demo"]
 
 
 @click.command(short_help="Count the words of many files, through a crash.")
@@ -52,3 +52,6 @@ def demo(
 
     settings = Settings(folder, database, limit, workers, crash=not no_crash)
     return run_demo(settings, Console(), SystemClock())
+
+
+COMMANDS = {"demo": demo}
