@@ -20,14 +20,18 @@ from perdure.actors.messages import (
     AgentLeft,
     AgentPoll,
     AgentReady,
+    CancelJob,
     Claimed,
     DeactivateNow,
     JobLost,
     JobsRan,
+    PauseQueue,
     PollDone,
     PollNow,
     QueuePoll,
     Resize,
+    ResumeQueue,
+    RetryJob,
     RunJobs,
     StopClaiming,
     Wake,
@@ -41,7 +45,7 @@ from perdure.model.logs import events, fields, trace
 from perdure.model.moments import microseconds, moment
 from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
-from perdure.model.ref import JobRef
+from perdure.model.ref import JobRef, find_job
 from perdure.model.retrying import try_five_times
 
 __all__ = ["DispatcherActor"]
@@ -187,6 +191,26 @@ class DispatcherActor(DatabaseActor):
         self._commit(resize, raises=True)
         self._poll()
 
+    @handles(RetryJob)
+    def _retry_job(self, message: RetryJob) -> None:
+        self._operate(lambda: find_job(self._connection, message.ref).retry())
+
+    @handles(CancelJob)
+    def _cancel_job(self, message: CancelJob) -> None:
+        self._operate(lambda: find_job(self._connection, message.ref).cancel())
+
+    @handles(PauseQueue)
+    def _pause_queue(self, message: PauseQueue) -> None:
+        self._operate(lambda: find_queues(self._connection)[message.queue].pause())
+
+    @handles(ResumeQueue)
+    def _resume_queue(self, message: ResumeQueue) -> None:
+        self._operate(lambda: find_queues(self._connection)[message.queue].resume())
+
+    def _operate(self, change: Callable[[], None]) -> None:
+        """Commit what an operator wants; what speaks against it is for the asker alone."""
+        self._commit(change, raises=True, logged=lambda error: isinstance(error, PerdureError))
+
     @handles(PollNow)
     def _poll_now(self, message: PollNow) -> None:
         if not self._poll():
@@ -277,6 +301,10 @@ class DispatcherActor(DatabaseActor):
         for agent_name, (claims, report) in worked.items():
             agent_state = state.agents[agent_name]
             agent_state.claimed += report.claimed
+            if report.size != agent_state.size:
+                # Somebody has set it; its workers are to follow at once.
+                agent_state.size = report.size
+                self._context.report(AgentJoined(name, agent_name, report.size))
             self._tell_failure(name, agent_state, report, failed.get(agent_name))
             ran, lost = done[agent_name]
             agent_state.ran = [claim for claim in agent_state.ran if claim not in ran]
@@ -517,6 +545,8 @@ class DispatcherActor(DatabaseActor):
         if was_ours:
             announce(record.queue, Happening.REACTIVATED, context.uuid)
         size = settings.agent_size
+        if record.queue.agent_size is not None:
+            size = record.queue.agent_size
         if settings.queues is not None:
             size = settings.queues.get(record.queue.name, size)
         if not len(record):

@@ -31,6 +31,7 @@ __all__ = [
     "AgentPoll",
     "AgentReady",
     "Claimed",
+    "CancelJob",
     "CommitErrored",
     "DeactivateNow",
     "GiveUp",
@@ -44,6 +45,7 @@ __all__ = [
     "JobStarted",
     "JobsRan",
     "Outcome",
+    "PauseQueue",
     "PollDone",
     "PollNow",
     "PollReport",
@@ -51,7 +53,9 @@ __all__ = [
     "QueuePoll",
     "Reschedule",
     "Resize",
+    "ResumeQueue",
     "Retry",
+    "RetryJob",
     "RunJob",
     "RunJobs",
     "Statistics",
@@ -100,6 +104,46 @@ class Resize:
     queue: str
     agent: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetryJob:
+    """Let a failed job run once more, or one that waits be the next; see `Job.retry`.
+
+    Asked, it raises what that raises, and `JobNotFoundError`.
+    """
+
+    ref: JobRef
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJob:
+    """End a job that has not begun; see `Job.cancel`.
+
+    Asked, it raises what that raises, and `JobNotFoundError`.
+    """
+
+    ref: JobRef
+
+
+@dataclass(frozen=True, slots=True)
+class PauseQueue:
+    """Let no more jobs of a queue be claimed, by any process; see `Queue.pause`.
+
+    Asked, it raises `QueueNotFoundError`.
+    """
+
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeQueue:
+    """Let jobs of a queue be claimed again; see `Queue.resume`.
+
+    Asked, it raises `QueueNotFoundError`.
+    """
+
+    queue: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,13 @@ from perdure.actors.base import acts_for
 from perdure.actors.context import Activity, Context, Settings
 from perdure.actors.execution import Execution, ThreadedExecution
 from perdure.actors.messages import (
+    CancelJob,
     DeactivateNow,
+    PauseQueue,
     PollNow,
     Resize,
+    ResumeQueue,
+    RetryJob,
     StatusAsked,
     StopClaiming,
     StopTree,
@@ -62,6 +66,9 @@ _THREAD_ENDS = timedelta(seconds=5)
 _STUCK_ENDS = timedelta(seconds=1)
 _SIGNAL_SEEN_SECONDS = 0.5
 _ATTEMPTS = 10
+
+FOR_THE_DISPATCHER = (CancelJob, PauseQueue, PollNow, Resize, ResumeQueue, RetryJob, Wake)
+"""The messages that `ActorSystem.ask` and `tell` bring to the dispatcher."""
 
 
 def start(
@@ -337,7 +344,7 @@ class ActorSystem:
     # Messages.
 
     def tell(self, message: object) -> None:
-        """Send a message, `PollNow` or `Resize`, and do not wait for what comes of it."""
+        """Send a message, such as `PollNow` or `Resize`, and do not wait for what comes of it."""
         # Asked, in truth: an error of this message's must not look like one of the actor's.
         with contextlib.suppress(pykka.ActorDeadError):
             self._target(message).ask(message, block=False)
@@ -361,7 +368,7 @@ class ActorSystem:
             raise PerdureError(f"{self!r} does not answer any more") from error
 
     def _target(self, message: object) -> Any:
-        if isinstance(message, (PollNow, Resize, Wake)):
+        if isinstance(message, FOR_THE_DISPATCHER):
             dispatcher = self._context.directory.get("dispatcher")
             if dispatcher is not None:
                 return dispatcher

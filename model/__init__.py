@@ -16,6 +16,7 @@ from perdure.model.annotations import Annotations
 from perdure.model.callbacks import CallbackProxy
 from perdure.model.check import check
 from perdure.model.clock import Clock, StopSignal, SystemClock
+from perdure.model.describing import job_details
 from perdure.model.dispatchers import DispatcherRecord, Dispatchers
 from perdure.model.environment import Environment, environment
 from perdure.model.errors import (
@@ -43,6 +44,10 @@ from perdure.model.errors import (
 from perdure.model.failure import Failure, FailureLimits, Frame
 from perdure.model.happenings import DispatcherEvent, Happening, subscribe
 from perdure.model.job import Job
+from perdure.model.listing import job_statistics, last_job, list_jobs, next_job
+from perdure.model.moved import aliases, class_factory, remove_alias, set_alias
+from perdure.model.overview import database_status
+from perdure.model.packing import pack
 from perdure.model.policy import (
     CommitErrored,
     GiveUp,
@@ -60,53 +65,81 @@ from perdure.model.queue import Queue
 from perdure.model.queues import ROOT_KEY, Queues, get_queue, install
 from perdure.model.quota import Quota, Quotas
 from perdure.model.ref import JobRef, find_job
+from perdure.model.reports import (
+    AgentStatus,
+    CallableStatistics,
+    DatabaseStatus,
+    DayCount,
+    DispatcherStatus,
+    JobDetails,
+    JobList,
+    JobStatistics,
+    JobSummary,
+    PackReport,
+    QueueStatus,
+    QuotaStatus,
+    StatusCounts,
+    UnresolvedName,
+)
 from perdure.model.retrying import never_fail, try_five_times, wait_for_system_recovery
 from perdure.model.status import ARROWS, Arrow, Status, diagram
+from perdure.model.unresolved import unresolved
 
 __all__ = [
-    "FailureLimits",
-    "Frame",
-    "UnknownMessageError",
-    "IdentityError",
-    "FailureError",
-    "AskInterruptedError",
-    "ActorGivenUpError",
     "ARROWS",
-    "ROOT_KEY",
     "AbortedError",
+    "ActorGivenUpError",
     "Agent",
+    "AgentStatus",
     "Annotations",
     "Arrow",
+    "AskInterruptedError",
     "BadStatusError",
     "CallableNotFoundError",
+    "CallableStatistics",
     "CallbackProxy",
     "Clock",
     "CommitErrored",
     "DatabaseLockedError",
+    "DatabaseStatus",
+    "DayCount",
     "DispatcherEvent",
     "DispatcherRecord",
+    "DispatcherStatus",
     "Dispatchers",
     "Environment",
     "Failure",
+    "FailureError",
+    "FailureLimits",
+    "Frame",
     "GiveUp",
     "Happening",
+    "IdentityError",
     "Interrupted",
     "Job",
+    "JobDetails",
     "JobErrored",
     "JobFailedError",
+    "JobList",
     "JobNotFoundError",
     "JobRef",
+    "JobStatistics",
+    "JobSummary",
     "JobTimeoutError",
     "NeverRetry",
     "NotInstalledError",
     "NotStorableError",
+    "PackReport",
     "PerdureError",
     "PutInDoubtError",
     "Queue",
     "QueueNotFoundError",
+    "QueueStatus",
     "Queues",
     "Quota",
+    "QuotaStatus",
     "Quotas",
+    "ROOT_KEY",
     "ReassignedError",
     "Reschedule",
     "Retry",
@@ -114,20 +147,35 @@ __all__ = [
     "RetryCommonFourTimes",
     "RetryPolicy",
     "Status",
+    "StatusCounts",
     "StopRequested",
     "StopSignal",
     "SystemClock",
+    "UnknownMessageError",
     "UnknownSettingError",
+    "UnresolvedName",
+    "aliases",
     "check",
+    "class_factory",
+    "database_status",
     "diagram",
     "environment",
     "find_job",
     "get_queue",
     "install",
+    "job_details",
+    "job_statistics",
+    "last_job",
+    "list_jobs",
     "local",
     "never_fail",
+    "next_job",
+    "pack",
     "register_retry_policy",
+    "remove_alias",
+    "set_alias",
     "subscribe",
     "try_five_times",
+    "unresolved",
     "wait_for_system_recovery",
 ]

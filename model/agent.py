@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistent import Persistent
 from transaction.interfaces import TransientError
 from ZODB.POSException import POSError
 
 from perdure.model import names
+from perdure.model.aliases import current_name
 from perdure.model.completed import Completed
 from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
@@ -22,13 +23,14 @@ from perdure.model.moments import Duration
 from perdure.model.ref import JobRef
 from perdure.model.resolving import is_loadable, is_whole
 from perdure.model.status import Status
+from perdure.model.tally import Tally
 
 if TYPE_CHECKING:
     from perdure.model.dispatchers import DispatcherRecord
     from perdure.model.job import Job
     from perdure.model.queue import Filter, Queue
 
-__all__ = ["Agent", "Claim"]
+__all__ = ["Agent", "Claim", "checked_size"]
 
 KEPT_BY_DEFAULT = timedelta(days=7)
 
@@ -40,7 +42,7 @@ class Claim(NamedTuple):
     number: int
 
 
-class Agent(Persistent):
+class Agent(Tally, Persistent):
     """Holds up to `size` jobs of one queue for one dispatcher.
 
     `filter(job) -> bool` says which jobs it takes; or `chooser(agent) -> job or None`
@@ -68,7 +70,7 @@ class Agent(Persistent):
     ) -> None:
         self.name = name
         self.record = record
-        self._size = _checked_size(name, size)
+        self._size = checked_size(name, size)
         self._held: dict[bytes, tuple[Job, int]] = {}
         self._left: dict[bytes, tuple[Job, int]] = {}
         self.completed = Completed()
@@ -92,7 +94,10 @@ class Agent(Persistent):
 
     @size.setter
     def size(self, size: int) -> None:
-        self._size = _checked_size(self.name, size)
+        self._size = checked_size(self.name, size)
+
+    def _resolved(self, name: str | None) -> Any:
+        return None if name is None else names.resolve(current_name(self, name))
 
     @property
     def filter(self) -> Filter | None:
@@ -101,7 +106,8 @@ class Agent(Persistent):
         It must be a pure function of the job as it was put: its answer is remembered. It
         runs in the dispatcher's thread and transaction.
         """
-        return None if self._filter is None else names.resolve(self._filter)
+        found: Filter | None = self._resolved(self._filter)
+        return found
 
     @filter.setter
     def filter(self, value: Filter | None) -> None:
@@ -111,19 +117,25 @@ class Agent(Persistent):
 
     @property
     def filter_name(self) -> str | None:
-        """The name of the filter, or None."""
-        return self._filter
+        """The name of the filter, as it stands for it now, or None."""
+        return None if self._filter is None else current_name(self, self._filter)
 
     @property
     def chooser(self) -> Callable[[Agent], Job | None] | None:
         """Claims one job for the agent: a module-level function of the agent, or None."""
-        return None if self._chooser is None else names.resolve(self._chooser)
+        found: Callable[[Agent], Job | None] | None = self._resolved(self._chooser)
+        return found
 
     @chooser.setter
     def chooser(self, value: Callable[[Agent], Job | None] | None) -> None:
         if value is not None and self._filter is not None:
             raise UnknownSettingError(f"{self!r} has a filter, so it cannot have a chooser too")
         self._chooser = None if value is None else names.name_of(value)
+
+    @property
+    def chooser_name(self) -> str | None:
+        """The name of the chooser, as it stands for it now, or None."""
+        return None if self._chooser is None else current_name(self, self._chooser)
 
     @property
     def chooses(self) -> bool:
@@ -284,7 +296,13 @@ class Agent(Persistent):
         self._drop(job._p_oid)
         self.queue._release_quotas(job)
         self._fold_side_records(job)
-        self.completed.add(job, self._keep(job))
+        shelf = self.completed.add(job, self._keep(job))
+        assert job._callbacks_end is not None
+        self._count(shelf, job._callbacks_end)
+
+    def _give_up(self, job: Job) -> None:
+        """Take a done job out of `completed`, since it is to be run once more."""
+        self._add_kept(self.completed.remove(job), -1)
 
     def _fold_side_records(self, job: Job) -> None:
         side = self.queue.side
@@ -390,20 +408,27 @@ class Agent(Persistent):
 
     def forget(self, now: datetime.datetime) -> bool:
         """Forget the done jobs whose time is over; tell whether there were any."""
-        return self.completed.due(now) and self.completed.forget(now)
+        if not self.completed.due(now):
+            return False
+        self._drop_kept(self.completed.forget(now))
+        return True
 
 
 def _family(job: Job) -> Iterator[Job]:
-    """Return a job, its callbacks, theirs, and so on, as far as they can be loaded here."""
+    """Return a job, its callbacks, theirs, and so on, as far as they can be loaded here.
+
+    Without those that are in a queue of their own, to be retried by hand.
+    """
     waiting = [job]
     while waiting:
         each = waiting.pop(0)
-        if is_loadable(each):
+        if is_loadable(each) and (each is job or each._queue is None):
             yield each
             waiting = [*each._children(), *waiting]
 
 
-def _checked_size(name: str, size: object) -> int:
+def checked_size(name: str, size: object) -> int:
+    """Return `size`; raises `TypeError` or `UnknownSettingError` where it is none."""
     if not isinstance(size, int) or isinstance(size, bool):
         raise TypeError(f"the size of agent {name!r} is a whole number, not {size!r}")
     if size < 0:

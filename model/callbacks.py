@@ -6,6 +6,7 @@ from typing import Any
 
 from perdure.model.failure import Failure
 from perdure.model.job import Job
+from perdure.model.status import Status
 
 __all__ = ["CallbackProxy"]
 
@@ -54,6 +55,15 @@ class CallbackProxy(Job):
         assert self.told_by is not None
         outcome = self.told_by.result
         self.job = self.failure if isinstance(outcome, Failure) else self.success
+
+    def reopen(self) -> None:
+        """Let it choose anew, where one of the two was never called, after a retry by hand.
+
+        The one that was called is not called again.
+        """
+        if any(job.status is Status.NEW for job in self._alternatives()):
+            self._reopen()
+            self.job = None
 
 
 def _pass_on(result: Any) -> Any:

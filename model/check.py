@@ -108,19 +108,20 @@ class _Checker:
 
     def _walk_stripes(self) -> None:
         for index, stripe in enumerate(self._queue.stripes):
-            count = 0
+            counts = dict(stripe.counts())
             for key, line in stripe.lines():
                 if not len(line):
                     self._say(f"line {key} of stripe {index} is empty")
+                if (count := counts.pop(key, 0)) != len(line):
+                    self._say(f"line {key} of stripe {index} says {count} and has {len(line)}")
                 for position, job in line.items():
-                    count += 1
                     self._place(job, f"line {key} of stripe {index}")
                     self._check_waiting(job)
                     if position[0] != position_of(job)[0]:
                         self._say(f"{job!r} stands at {position} instead of {position_of(job)}")
             self._check_deadlines(index, stripe)
-            if count != len(stripe):
-                self._say(f"stripe {index} says {len(stripe)} jobs and has {count}")
+            for key in counts:
+                self._say(f"stripe {index} counts jobs of line {key}, which it has not")
 
     def _check_deadlines(self, index: int, stripe: Stripe) -> None:
         noted = {oid: (due, key, position) for due, oid, key, position in stripe.deadlines()}
@@ -170,6 +171,9 @@ class _Checker:
                 self._walk_completed(agent)
 
     def _walk_completed(self, agent: Agent) -> None:
+        kept, found = agent._kept or {}, agent.completed.counts()
+        if kept != found:
+            self._say(f"{agent!r} counts {kept} done jobs by day and failure, and has {found}")
         for job in agent.completed:
             self._place(job, f"completed by {agent!r}")
             if is_loadable(job) and job.status is not Status.COMPLETED:

@@ -11,81 +11,124 @@ from typing import TYPE_CHECKING, Any
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 
-from perdure.model.moments import microseconds
+from perdure.model.moments import DAY_MICROSECONDS, microseconds
 
 if TYPE_CHECKING:
     from perdure.model.job import Job
 
-__all__ = ["Completed"]
+__all__ = ["Completed", "Shelf", "entry_key"]
 
-_DAY_MICROSECONDS = 86_400_000_000
+Shelf = tuple[int, bool]
+"""The day (since 1970) on which some done jobs are forgotten, and whether they failed."""
 
 
 class Completed(Persistent):
     """The done jobs of one agent, newest first.
 
     They lie in one tree for each day on which jobs are to be forgotten, so that
-    forgetting drops a tree and looks at no job.
+    forgetting drops a tree and looks at no job. Failed ones lie in trees of their own, so
+    that a few of them are found among many others.
     """
 
     def __init__(self) -> None:
-        self._days: dict[int, OOBTree] = {}
+        self._shelves: dict[Shelf, OOBTree] = {}
 
-    def add(self, job: Job, keep: timedelta) -> None:
-        """Keep `job` for `keep` from its end on, rounded up to a whole day."""
+    def add(self, job: Job, keep: timedelta) -> Shelf:
+        """Keep `job` for `keep` from its end on, rounded up to a whole day; return where."""
         key = _key(job)
         last = keep // timedelta(microseconds=1) - key[0]
-        day = -(-last // _DAY_MICROSECONDS)
-        tree = self._days.get(day)
+        shelf = -(-last // DAY_MICROSECONDS), job.failed
+        tree = self._shelves.get(shelf)
         if tree is None:
-            tree = self._days[day] = OOBTree()
+            tree = self._shelves[shelf] = OOBTree()
             self._p_changed = True
         tree[key] = job
+        return shelf
 
-    def forget(self, now: datetime.datetime) -> bool:
-        """Drop the jobs whose time is over; tell whether there were any."""
-        over = [day for day in self._days if day * _DAY_MICROSECONDS <= microseconds(now)]
-        for day in over:
-            del self._days[day]
+    def remove(self, job: Job) -> Shelf:
+        """Take `job` out; return where it was. Raises `KeyError` where it was nowhere."""
+        key = _key(job)
+        for shelf, tree in self._shelves.items():
+            if tree.pop(key, None) is not None:
+                if not tree:
+                    del self._shelves[shelf]
+                    self._p_changed = True
+                return shelf
+        raise KeyError(job)
+
+    def forget(self, now: datetime.datetime) -> list[Shelf]:
+        """Drop the jobs whose time is over; return the shelves that they were on."""
+        over = self._over(now)
+        for shelf in over:
+            del self._shelves[shelf]
             self._p_changed = True
-        return bool(over)
+        return over
 
     def due(self, now: datetime.datetime) -> bool:
         """Tell whether `forget` would drop any."""
-        return any(day * _DAY_MICROSECONDS <= microseconds(now) for day in self._days)
+        return bool(self._over(now))
+
+    def _over(self, now: datetime.datetime) -> list[Shelf]:
+        today = microseconds(now) // DAY_MICROSECONDS
+        return [shelf for shelf in self._shelves if shelf[0] <= today]
+
+    def counts(self) -> dict[Shelf, int]:
+        """Return how many jobs lie on each shelf; walks over their keys."""
+        return {shelf: len(tree) for shelf, tree in self._shelves.items()}
 
     def __contains__(self, job: Job) -> bool:
         if job._callbacks_end is None or job._p_oid is None:
             return False
         key = _key(job)
-        return any(key in tree for tree in self._days.values())
+        return any(key in tree for tree in self._shelves.values())
 
     def __len__(self) -> int:
-        return sum(len(tree) for tree in self._days.values())
+        return sum(len(tree) for tree in self._shelves.values())
 
     def __bool__(self) -> bool:
-        return any(self._days.values())
+        return any(self._shelves.values())
 
     def __iter__(self) -> Iterator[Job]:
         return self.between()
 
     def between(
-        self, since: datetime.datetime | None = None, until: datetime.datetime | None = None
+        self,
+        since: datetime.datetime | None = None,
+        until: datetime.datetime | None = None,
+        *,
+        failed: bool | None = None,
     ) -> Iterator[Job]:
         """Return the jobs that were done from `since` to before `until`, newest first.
 
-        Both are aware moments; None means no limit.
+        Both are aware moments; None means no limit. `failed` says whether those that
+        failed are meant, or the others; None: both. Loads no job.
         """
-        newest = None if until is None else (1 - microseconds(until), b"")
-        oldest = None if since is None else (1 - microseconds(since), b"")
-        trees = (tree.items(newest, oldest, excludemax=True) for tree in self._days.values())
-        if oldest is None:
-            trees = (tree.items(newest) for tree in self._days.values())
-        for _, job in heapq.merge(*trees, key=_entry_key):
+        for _, job in self.entries(since, until, failed):
             yield job
 
+    def entries(
+        self,
+        since: datetime.datetime | None,
+        until: datetime.datetime | None,
+        failed: bool | None,
+    ) -> Iterator[tuple[tuple[int, bytes], Job]]:
+        """Return the jobs as above, with the keys that several agents' jobs are merged by."""
+        newest = None if until is None else (1 - microseconds(until), b"")
+        oldest = None if since is None else (1 - microseconds(since), b"")
+        trees = [
+            tree
+            for (_, of_failed), tree in self._shelves.items()
+            if failed is None or of_failed is failed
+        ]
+        if oldest is None:
+            found = [tree.items(newest) for tree in trees]
+        else:
+            found = [tree.items(newest, oldest, excludemax=True) for tree in trees]
+        return heapq.merge(*found, key=entry_key)
 
-def _entry_key(entry: tuple[Any, Any]) -> Any:
+
+def entry_key(entry: Any) -> Any:
+    """Return what entries are sorted by."""
     return entry[0]
 
 

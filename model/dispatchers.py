@@ -83,6 +83,7 @@ class DispatcherRecord(Persistent):
             raise UnknownSettingError(
                 f"{agent!r} holds {held} jobs: set its size to 0 and wait until they are done"
             )
+        self.queue.keep_day_counts(agent)
         # A claim that is under way must not be committed as well.
         agent._p_changed = True
         del self._agents[name]
@@ -237,6 +238,8 @@ class Dispatchers(Persistent):
             raise BadStatusError(f"{record!r} is active: deactivate it first")
         if any(len(agent) or agent.left for agent in record.agents()):
             raise BadStatusError(f"{record!r} has agents that hold jobs")
+        for agent in record.agents():
+            self._queue.keep_day_counts(agent)
         # An activation that is under way must not be committed as well.
         record._p_changed = True
         del self._records[uuid]

@@ -34,6 +34,7 @@ class Environment:
         self.argument_limit_bytes = ARGUMENT_LIMIT_BYTES
         self.leases = Leases()
         self.unresolved: dict[str, str] = {}
+        self.aliases: dict[str, str] = {}
         self.results = Announcements()
         self._wakers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._lock = threading.Lock()

@@ -60,14 +60,17 @@ class Inbox(Persistent):
 
     def since(self, entries: int) -> list[Job]:
         """Return the jobs after the first `entries`, oldest first."""
-        found: list[Job] = []
+        found = list(self.backwards(entries))
+        found.reverse()
+        return found
+
+    def backwards(self, entries: int) -> Iterator[Job]:
+        """Return the jobs after the first `entries`, newest first, loading one at a time."""
         job = self.head
         for _ in range(self.entries - entries):
             assert job is not None
-            found.append(job)
+            yield job
             job = previous_of(job)
-        found.reverse()
-        return found
 
     def _p_resolveConflict(
         self, old: dict[str, Any], committed: dict[str, Any], mine: dict[str, Any]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ZODB.utils import z64
 
 from perdure.model import names
+from perdure.model.aliases import current_name
 from perdure.model.annotations import Annotations
 from perdure.model.arguments import Arguments, KeywordArguments
 from perdure.model.environment import clock_of, environment
@@ -64,7 +65,7 @@ class Job(JobRecord):
 
         def text() -> str:
             # Jobs among the arguments of jobs may refer to each other.
-            call = "" if _in_repr.get() else " " + self._call_text()
+            call = "" if _in_repr.get() else " " + self.call_text()
             return f"<{name} {self._identity()}{call}>"
 
         return survive(text, lambda error: f"<{name} that cannot be read>")
@@ -87,7 +88,8 @@ class Job(JobRecord):
         ref = JobRef.of(self)
         return f"{ref.oid:x} (database {ref.database_name!r})"
 
-    def _call_text(self) -> str:
+    def call_text(self) -> str:
+        """Return the call as a text, with its arguments, each cut at 80 characters."""
         token = _in_repr.set(True)
         try:
             parts = [_short(arg, self) for arg in self._args]
@@ -110,7 +112,10 @@ class Job(JobRecord):
     @property
     def callable(self) -> Callable[..., Any]:
         """What is called; raises `CallableNotFoundError` where it is not to be had."""
-        return names.callable_of(self._callable)
+        stored = self._callable
+        if isinstance(stored, str):
+            stored = current_name(self, stored)
+        return names.callable_of(stored)
 
     @property
     def callable_name(self) -> str:
@@ -342,6 +347,35 @@ class Job(JobRecord):
 
         self._require("failing it", Status.NEW, Status.PENDING, Status.ASSIGNED, Status.CALLBACKS)
         fail_by_hand(self, error, commit=commit)
+
+    def retry(self) -> None:
+        """Let a failed job run once more, or one that waits be the next.
+
+        A COMPLETED job that failed is put into its queue again, due now, with its policy,
+        and a deadline, counting anew. Callbacks that have run do not run again. Of two
+        that `add_callbacks` has added, the one that was not called may be called still. A
+        callback that failed is put into the queue of its parent, and called with the same
+        result. A PENDING job becomes the first in line, due at once.
+
+        Works in the transaction of the job's connection. Raises `BadStatusError` in another
+        status, for a job that has succeeded, and for one that was in no queue;
+        `JobNotFoundError` where it was forgotten; `CallableNotFoundError` where it cannot be
+        loaded here.
+        """
+        from perdure.model.operating import retry
+
+        retry(self)
+
+    def cancel(self) -> None:
+        """End a job that has not begun: its result is a failure, an `AbortedError`.
+
+        Its callbacks are then run by the queue's agents, as after `fail`. Works in the
+        transaction of the job's connection. Raises `BadStatusError` where it has begun,
+        `CallableNotFoundError` where it cannot be loaded here.
+        """
+        from perdure.model.operating import cancel
+
+        cancel(self)
 
     def handle_interrupt(self, *, commit: bool = False) -> None:
         """Put an ACTIVE job, that nobody runs any more, to its policy as interrupted.

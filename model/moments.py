@@ -10,7 +10,16 @@ import pytz
 
 from perdure.model.errors import UnknownSettingError
 
-__all__ = ["Duration", "checked_duration", "checked_moment", "microseconds", "moment"]
+__all__ = [
+    "DAY_MICROSECONDS",
+    "Duration",
+    "checked_duration",
+    "checked_moment",
+    "microseconds",
+    "moment",
+]
+
+DAY_MICROSECONDS = 86_400_000_000
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=pytz.utc)
 _MICROSECOND = timedelta(microseconds=1)

@@ -8,10 +8,12 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from persistent import Persistent
 
+from perdure.model.agent import checked_size
+from perdure.model.aliases import current_name
 from perdure.model.dispatchers import Dispatchers
 from perdure.model.environment import Environment, environment
 from perdure.model.errors import (
@@ -21,7 +23,7 @@ from perdure.model.errors import (
     QueueNotFoundError,
     UnknownSettingError,
 )
-from perdure.model.inbox import SILENCE_MICROSECONDS, InboxTable
+from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job, as_job
 from perdure.model.moments import Duration, checked_moment, microseconds, moment
@@ -39,11 +41,12 @@ from perdure.model.resolving import (
 from perdure.model.side import SideRecords
 from perdure.model.status import Status
 from perdure.model.stripe import LineKey, Place, Position, Stripe
+from perdure.model.tally import DayCounts, Tally
 
 if TYPE_CHECKING:
     from perdure.model.policy import PolicyFactory
 
-__all__ = ["Filter", "Queue"]
+__all__ = ["Filter", "Queue", "WaitingJob"]
 
 T = TypeVar("T")
 Filter = Callable[[Job], bool]
@@ -55,6 +58,14 @@ STRIPES = 4
 """How many stripes a new queue has: that many dispatchers can claim without meeting."""
 
 
+class WaitingJob(NamedTuple):
+    """A job in line, where it stands, and the name for which it is parked, or ""."""
+
+    position: Position
+    job: Job
+    unresolved: str = ""
+
+
 class Queue(Persistent):
     """Jobs waiting for agents, in one database.
 
@@ -62,11 +73,15 @@ class Queue(Persistent):
     transaction of the queue's connection and commits nothing. Iterating, ``len(queue)`` and
     ``queue[index]`` see the waiting jobs in the order of claims.
     `keep_completed` and `keep_failed` say how long done jobs are kept (timedelta; None:
-    7 days).
+    7 days). `paused` and `agent_size` are set by `pause`, `resume` and `resize`.
     """
 
     keep_completed = Duration()
     keep_failed = Duration()
+    paused = False
+    agent_size: int | None = None
+    past: DayCounts | None = None
+    """What ended with agents that are gone, by day."""
 
     def __init__(self, name: str = "", *, stripes: int = STRIPES) -> None:
         self.name = name
@@ -209,8 +224,13 @@ class Queue(Persistent):
 
         It holds its quota places then, and is to be given to an agent in the same
         transaction. Returns `default` where there is none. `prefer` names the stripes to
-        look into first. What a filter raises comes out.
+        look into first. What a filter raises comes out. While the queue is paused there is
+        none.
         """
+        # A claim that is under way must not be committed after a pause.
+        self._p_jar.readCurrent(self)
+        if self.paused:
+            return default
         now = microseconds(self._environment.clock.now())
         filter_name = None if filter is None else name_of(filter)
         for stripes in self._in_turn(prefer):
@@ -286,8 +306,10 @@ class Queue(Persistent):
         return None if first is None else first[1:]
 
     def _may_have(self, key: LineKey, filter_name: str | None) -> bool:
-        if key.unresolved and key.unresolved in self._environment.unresolved:
-            return False
+        if key.unresolved:
+            # Under what it stands for now: an alias may have been made since.
+            if current_name(self, key.unresolved) in self._environment.unresolved:
+                return False
         if filter_name is None or filter_name not in key.refused:
             return True
         return key.internal and self.dispatchers.filters_of_active() <= set(key.refused)
@@ -360,15 +382,15 @@ class Queue(Persistent):
     def parked(self) -> dict[str, tuple[str, int]]:
         """Return why jobs are parked and how many: by the name that did not resolve.
 
-        Counting walks the keys of those jobs, and loads none of them.
+        Loads none of them, and walks none.
         """
         found: dict[str, tuple[str, int]] = {}
         for stripe in self.stripes:
-            for key, line in stripe.lines():
+            for key, number in stripe.counts():
                 if key.unresolved:
                     reason = self._parked.get(key.unresolved, "")
                     _, count = found.get(key.unresolved, (reason, 0))
-                    found[key.unresolved] = (reason, count + len(line))
+                    found[key.unresolved] = (reason, count + number)
         return found
 
     def _expire(self, stripes: Sequence[int], now: int) -> None:
@@ -440,33 +462,89 @@ class Queue(Persistent):
                 self.inboxes.remove(key)
                 stripe.forget(key)
 
+    # For those who operate it.
+
+    def pause(self) -> None:
+        """Let no more jobs be claimed, by any dispatcher, until `resume`.
+
+        What runs goes on; jobs can be put. Harmless when repeated.
+        """
+        self.paused = True
+
+    def resume(self) -> None:
+        """Let jobs be claimed again; harmless when repeated."""
+        self.paused = False
+        self._wake_after_commit()
+
+    def resize(self, size: int, *, agent: str = "main") -> None:
+        """Let the agents of that name have at most `size` jobs at once, in every process.
+
+        That is 0 or more for each process; what runs is not stopped. For ``main`` it holds
+        for processes that register later, too. A process that is started with a size of its
+        own keeps to that one. Raises `UnknownSettingError` for a size below 0, and for a name
+        that no agent here has.
+        """
+        checked_size(agent, size)
+        found = [record[agent] for record in self.dispatchers.records() if agent in record]
+        if not found and agent != "main":
+            known = sorted({name for record in self.dispatchers.records() for name in record})
+            raise UnknownSettingError(f"no agent of {self!r} is named {agent!r}, only {known}")
+        for each in found:
+            each.size = size
+        if agent == "main":
+            self.agent_size = size
+        self._wake_after_commit()
+
+    def keep_day_counts(self, agent: Tally) -> None:
+        """Keep what an agent that is about to go has counted by day."""
+        for day, (successful, failed) in agent.day_counts():
+            if self.past is None:
+                self.past = DayCounts()
+            self.past.add(day, successful, failed)
+
     # Looking, and taking out by hand.
 
-    def _waiting(self) -> Iterator[Job]:
-        lines: list[Iterator[tuple[tuple[int, int], int, Job]]] = []
-        numbers = itertools.count()
+    def waiting(
+        self, unsorted_limit: int | None = None, *, parked: bool = True
+    ) -> Iterator[WaitingJob]:
+        """Return the waiting jobs in claim order; loads those that are not sorted in yet.
+
+        Where these are more than `unsorted_limit`, they come behind the others instead, the
+        newest of each producer first, and are loaded one by one. With `parked` False, those
+        that are known to be parked are left out.
+        """
+        lines: list[Iterator[WaitingJob]] = []
+        for stripe in self.stripes:
+            for key, line in stripe.lines():
+                if parked or not key.unresolved:
+                    lines.append(_entries(key, line))
+        if unsorted_limit is None or self._unsorted_count() <= unsorted_limit:
+            for inbox, cursor in self._unsorted():
+                new = [WaitingJob(position_of(job), job) for job in inbox.since(cursor)]
+                lines.append(iter(sorted(new, key=_by_position)))
+            yield from heapq.merge(*lines, key=_by_position)
+            return
+        yield from heapq.merge(*lines, key=_by_position)
+        for inbox, cursor in self._unsorted():
+            for job in inbox.backwards(cursor):
+                yield WaitingJob(position_of(job), job)
+
+    def _unsorted(self) -> Iterator[tuple[Inbox, int]]:
+        """Return the inboxes that have news, with how many of their jobs were sorted in."""
         for index, stripe in enumerate(self.stripes):
-            for _, line in stripe.lines():
-                lines.append((at, next(numbers), job) for at, job in line.items())
-            new: list[tuple[tuple[int, int], int, Job]] = []
             for key, cursor, _ in stripe.unsorted(self.inboxes, index):
                 inbox = self.inboxes.get(key)
                 assert inbox is not None
-                new += [(position_of(job), next(numbers), job) for job in inbox.since(cursor)]
-            # The numbers differ, so that jobs are never compared.
-            lines.append(iter(sorted(new)))
-        for _, _, job in heapq.merge(*lines):
-            yield job
+                yield inbox, cursor
+
+    def _unsorted_count(self) -> int:
+        return sum(inbox.entries - cursor for inbox, cursor in self._unsorted())
 
     def __iter__(self) -> Iterator[Job]:
-        return self._waiting()
+        return (each.job for each in self.waiting())
 
     def __len__(self) -> int:
-        return sum(
-            len(stripe)
-            + sum(count - cursor for _, cursor, count in stripe.unsorted(self.inboxes, index))
-            for index, stripe in enumerate(self.stripes)
-        )
+        return sum(map(len, self.stripes)) + self._unsorted_count()
 
     def __bool__(self) -> bool:
         return True
@@ -547,6 +625,15 @@ class Queue(Persistent):
     @property
     def _environment(self) -> Environment:
         return environment(self._p_jar.db())
+
+
+def _by_position(waiting: WaitingJob) -> Position:
+    return waiting.position
+
+
+def _entries(key: LineKey, line: Any) -> Iterator[WaitingJob]:
+    for position, job in line.items():
+        yield WaitingJob(position, job, key.unresolved)
 
 
 def wake_after_commit(jar: Any, queue_oid: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import transaction
 from persistent import Persistent
 
+from perdure.model.aliases import Aliases
+from perdure.model.environment import environment
 from perdure.model.errors import NotInstalledError, QueueNotFoundError, UnknownSettingError
 from perdure.model.queue import Queue
 
@@ -20,6 +23,10 @@ ROOT_KEY = "perdure"
 
 class Queues(Persistent):
     """The queues of one database, by name; the one named ``""`` is the default."""
+
+    aliases: Aliases | None = None
+    packed: datetime.datetime | None = None
+    """When `perdure.model.pack` packed the database last; aware, in UTC."""
 
     def __init__(self) -> None:
         self._queues: dict[str, Queue] = {}
@@ -138,6 +145,9 @@ def find_queues(connection_or_persistent: Any) -> Queues:
         raise NotInstalledError(
             f"the root of this database has {found!r} under {ROOT_KEY!r}, where the queues go"
         )
+    if found.aliases is not None:
+        # For whoever has no transaction: `class_factory` is called while one loads.
+        environment(connection.db()).aliases = found.aliases.names
     return found
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from persistent import Persistent
 
 from perdure.model import names
+from perdure.model.aliases import current_name
 from perdure.model.environment import clock_of, environment
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
@@ -267,7 +268,7 @@ class JobRecord(Persistent):
         stored = self._retry_policy_factory
         if stored is None or stored.startswith("@"):
             return stored and stored[1:]
-        factory: PolicyFactory = names.resolve(stored)
+        factory: PolicyFactory = names.resolve(current_name(self, stored))
         return factory
 
     @retry_policy_factory.setter
@@ -308,7 +309,7 @@ class JobRecord(Persistent):
                         f"no retry policy is registered under {stored[1:]!r} in this process"
                     )
             else:
-                factory = names.resolve(stored)
+                factory = names.resolve(current_name(self, stored))
             self._policy = factory(cast("Job", self))
         return self._policy
 
@@ -346,7 +347,7 @@ class JobRecord(Persistent):
         keeps_places: bool,
     ) -> None:
         now = microseconds(environment(queue._p_jar.db()).clock.now())
-        if arrow in ("give back", "reschedule"):
+        if arrow in ("give back", "reschedule", "retry"):
             self._require(f"'{arrow}'", *ARROWS[arrow].sources)
             self._agent = None
         else:
@@ -367,6 +368,20 @@ class JobRecord(Persistent):
             self._first = first
         if keeps_places or self._keeps_places:
             self._keeps_places = keeps_places
+
+    def _begin_anew(self) -> None:
+        """Forget what came of a done job; what it has cost to get there is forgotten, too."""
+        self._agent = None
+        self._result = None
+        self._policy = None
+        self._active_start = None
+        self._active_end = None
+        self._callbacks_end = None
+        self._claim += 1
+
+    def _reopen(self) -> None:
+        self._move("reopen")
+        self._begin_anew()
 
     def _claimed_from_queue(self) -> None:
         """Clear the link to the job put before, so that it keeps nothing alive."""

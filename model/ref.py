@@ -14,7 +14,7 @@ from perdure.model.errors import JobNotFoundError
 if TYPE_CHECKING:
     from perdure.model.job import Job
 
-__all__ = ["JobRef", "find_job"]
+__all__ = ["JobRef", "find_job", "locate"]
 
 _UNNAMED = "unnamed"
 _TEXT = re.compile(r"(?:(?P<database>.+):)?(?:0x)?(?P<oid>[0-9a-f]{1,16})", re.IGNORECASE)
@@ -60,19 +60,32 @@ def find_job(connection: Any, job: Job | JobRef | str) -> Job:
     """Return `job` as the connection's transaction sees it.
 
     `job` may be a `Job`, a `JobRef` or its text. Raises `JobNotFoundError` for what is
-    no job, unknown in this database, or was forgotten after its retention.
+    no job, unknown in this database, or was forgotten after its retention, and
+    `CallableNotFoundError` for a job that cannot be loaded in this process.
     """
     from perdure.model.job import Job
+    from perdure.model.resolving import check_whole, is_loadable
 
-    ref = job
-    if isinstance(ref, Job):
-        if ref._p_jar is connection:
-            return ref
-        ref = JobRef.of(ref)
-    if isinstance(ref, str):
-        ref = JobRef.parse(ref)
-    if not isinstance(ref, JobRef):
-        raise JobNotFoundError(f"{job!r} names no job: give a Job, a JobRef or its text")
+    if isinstance(job, Job) and job._p_jar is connection:
+        return job
+    found = locate(connection, job)
+    if found is not None and not is_loadable(found):
+        check_whole(found)
+    if not isinstance(found, Job):
+        raise JobNotFoundError(f"there is no job {_ref_of(job)} in this database")
+    if found.forgotten:
+        raise JobNotFoundError(
+            f"job {_ref_of(job)} was forgotten: the time for which it is kept is over"
+        )
+    return found
+
+
+def locate(connection: Any, job: Job | JobRef | str) -> Any:
+    """Return the object that `job` refers to, not loaded, whatever it is; None for nothing.
+
+    Raises `JobNotFoundError` for what is no reference.
+    """
+    ref = _ref_of(job)
     names = connection.db().databases
     if ref.database_name in names:
         connection = connection.get_connection(ref.database_name)
@@ -82,12 +95,18 @@ def find_job(connection: Any, job: Job | JobRef | str) -> Job:
             + ", ".join(sorted(names))
         )
     try:
-        found = connection.get(p64(ref.oid))
-        found._p_activate()
+        return connection.get(p64(ref.oid))
     except (POSKeyError, OverflowError):
-        found = None
-    if not isinstance(found, Job):
-        raise JobNotFoundError(f"there is no job {ref} in this database")
-    if found.forgotten:
-        raise JobNotFoundError(f"job {ref} was forgotten: the time for which it is kept is over")
-    return found
+        return None
+
+
+def _ref_of(job: Job | JobRef | str) -> JobRef:
+    from perdure.model.job import Job
+
+    if isinstance(job, Job):
+        return JobRef.of(job)
+    if isinstance(job, str):
+        return JobRef.parse(job)
+    if not isinstance(job, JobRef):
+        raise JobNotFoundError(f"{job!r} names no job: give a Job, a JobRef or its text")
+    return job

@@ -23,6 +23,7 @@ from ZODB.interfaces import IBroken
 from ZODB.POSException import POSError
 from ZODB.utils import u64
 
+from perdure.model.aliases import current_name
 from perdure.model.errors import CallableNotFoundError
 from perdure.model.names import NOT_OF_THE_CODE, callable_of, resolve
 from perdure.model.status import Status
@@ -140,6 +141,7 @@ def check_resolvable(job: Job, known: Mapping[str, str] | None = None) -> None:
     check_whole(job, known)
     target = job._callable
     if isinstance(target, str):
+        target = current_name(job, target)
         _refuse_known(target, known)
     callable_of(target)
 

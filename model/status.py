@@ -62,6 +62,8 @@ ARROWS: dict[str, Arrow] = {
         ),
         Arrow("reschedule", (Status.ACTIVE,), Status.PENDING, "to be run again later"),
         Arrow("renew", (Status.ACTIVE,), Status.NEW, "an interrupted callback, to be run again"),
+        Arrow("retry", (Status.COMPLETED,), Status.PENDING, "failed, to be run again by hand"),
+        Arrow("reopen", (Status.COMPLETED,), Status.NEW, "one of two callbacks, to choose anew"),
         Arrow("complete", (Status.CALLBACKS,), Status.COMPLETED, "no callback is left"),
     )
 }

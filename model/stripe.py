@@ -56,15 +56,19 @@ class Stripe(Persistent):
     def __init__(self) -> None:
         self._cursors: dict[str, int] = {}
         self._lines: dict[LineKey, OOBTree] = {}
+        self._counts: dict[LineKey, int] = {}
         self._deadlines = OOBTree()
-        self._length = 0
 
     def __len__(self) -> int:
-        return self._length
+        return sum(self._counts.values())
 
     def lines(self) -> Iterator[tuple[LineKey, Any]]:
         """Return the lines, none of them empty, with their keys."""
         return iter(self._lines.items())
+
+    def counts(self) -> Iterator[tuple[LineKey, int]]:
+        """Return how many jobs each line has, by its key; walks nothing."""
+        return iter(self._counts.items())
 
     def unsorted(self, inboxes: InboxTable, index: int) -> Iterator[tuple[str, int, int]]:
         """Return key, cursor and count of this stripe's inboxes that have news."""
@@ -93,12 +97,12 @@ class Stripe(Persistent):
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = OOBTree()
-            self._p_changed = True
         due, stamp = position
         while (due, stamp) in line:
             stamp += 1
         line[due, stamp] = job
-        self._length += 1
+        self._p_changed = True
+        self._counts[key] = self._counts.get(key, 0) + 1
         place = Place(self, key, (due, stamp))
         deadline = deadline_of(job)
         # One that cannot be written here cannot be failed here either.
@@ -111,10 +115,10 @@ class Stripe(Persistent):
         """Take `job` out of the line that it stands in."""
         line = self._lines[place.line]
         del line[place.position]
+        self._p_changed = True
+        self._counts[place.line] -= 1
         if not line:
-            del self._lines[place.line]
-            self._p_changed = True
-        self._length -= 1
+            del self._lines[place.line], self._counts[place.line]
         deadline = deadline_of(job)
         if deadline is not None:
             self._deadlines.pop((deadline, job._p_oid), None)

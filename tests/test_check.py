@@ -118,7 +118,7 @@ def test_a_job_in_an_inbox_and_in_a_line_is_found(view):
 def test_a_job_that_is_kept_as_done_twice_is_found(view):
     agent, job = completed(view)
     other = view.agent(2)
-    other.completed.add(job, HOUR)
+    other._count(other.completed.add(job, HOUR), job._callbacks_end)
     assert "is in 2 places" in only(view)
 
 
@@ -172,7 +172,7 @@ def test_a_job_with_an_agent_that_has_another_status_is_found(view):
     job._callbacks_end = 1
     view.commit()
     assert view.world.check() == []  # done, and not settled yet
-    agent.completed.add(job, HOUR)
+    agent._count(agent.completed.add(job, HOUR), job._callbacks_end)
     assert "is in 2 places" in only(view)
 
 
@@ -201,11 +201,19 @@ def test_an_internal_job_for_a_job_of_another_status_is_found(view):
 
 def test_a_stripe_that_counts_wrongly_is_found(view):
     [job] = sorted_in(view, 1)
-    stripe_of(view, job)._length += 1
+    stripe = stripe_of(view, job)
+    stripe._counts[LineKey()] += 1
+    stripe._p_changed = True
     view.commit()
     found = view.world.check()
-    assert any("says 2 jobs and has 1" in each for each in found)
+    assert any("says 2 and has 1" in each for each in found)
     assert any("its length is 2, and it has 1 jobs" in each for each in found)
+
+
+def test_an_agent_that_counts_its_done_jobs_wrongly_is_found(view):
+    agent, _ = completed(view)
+    agent._kept = {shelf: count + 1 for shelf, count in agent._kept.items()}
+    assert "counts" in only(view)
 
 
 def test_an_empty_line_is_found(view):

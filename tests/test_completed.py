@@ -91,7 +91,7 @@ def test_forgetting_is_by_the_day(world, view, agent):
     for number in range(9):
         complete(view, echo, number)
         world.advance(DAY)
-    assert len(agent.completed._days) == 9
+    assert len(agent.completed._shelves) == 9
     agent.forget(world.clock.now())
     view.commit()
     assert [job.args[0] for job in agent.completed] == [8, 7, 6, 5, 4, 3]
