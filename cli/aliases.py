@@ -37,9 +37,7 @@ def take_alias(source: Source, old: str, *, as_json: bool) -> int:
     )
 
 
-def _change(
-    source: Source, work: Callable[[Any], object], done: str, *, as_json: bool
-) -> int:
+def _change(source: Source, work: Callable[[Any], object], done: str, *, as_json: bool) -> int:
     def change_it(connection: Any) -> dict[str, str]:
         work(connection)
         return aliases(connection)

@@ -78,7 +78,8 @@ def _agents(queue: Queue, name: str) -> list[Agent]:
     found = [record.get(name) for record in queue.dispatchers.records()]
     agents = [agent for agent in found if agent is not None]
     if not agents:
-        names = sorted({each.name for record in queue.dispatchers.records() for each in record.agents()})
+        records = queue.dispatchers.records()
+        names = sorted({each.name for record in records for each in record.agents()})
         raise CommandError(
             f"queue {queue_shown(queue.name)} has no agent {name!r}"
             + (f", only {', '.join(names)}" if names else " yet")

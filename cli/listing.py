@@ -11,7 +11,7 @@ from perdure.cli.database import reading
 from perdure.cli.durations import show_duration, show_moment
 from perdure.cli.naming import queue_name, queue_shown
 from perdure.cli.options import Source
-from perdure.cli.output import plain, print_json, print_line, print_table
+from perdure.cli.output import print_json, print_line, print_table
 from perdure.cli.statuses import STATUSES, count_row
 from perdure.model import (
     JobDetails,
@@ -65,9 +65,7 @@ class Filters:
         }
 
 
-def show_jobs(
-    source: Source, filters: Filters, limit: int, walk: int, *, as_json: bool
-) -> int:
+def show_jobs(source: Source, filters: Filters, limit: int, walk: int, *, as_json: bool) -> int:
     """Print a list of jobs; return the exit status."""
     with reading(source) as connection:
         found = list_jobs(

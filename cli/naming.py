@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,8 @@ __all__ = ["find_callable", "import_module", "queue_name", "queue_shown"]
 DEFAULT_QUEUE = "default"
 _SHOWN = f"({DEFAULT_QUEUE})"
 _LISTED = 5
+# Another module than the application's must be very near, to be what was meant.
+_VERY_NEAR = 0.8
 
 
 def queue_name(text: str, queues: Iterable[str]) -> str:
@@ -51,13 +54,15 @@ def find_callable(text: str) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise CommandError(f"{path.rstrip(':.')} has no {part!r}{_near(found, part, path)}") from None
+            raise CommandError(
+                f"{path.rstrip(':.')} has no {part!r}{_near(found, part, path)}"
+            ) from None
         path += f"{part}."
     return found
 
 
 def _near(owner: Any, name: str, path: str) -> str:
-    names = [each for each in vars(owner) if not each.startswith("_")] if hasattr(owner, "__dict__") else []
+    names = [each for each in getattr(owner, "__dict__", ()) if not each.startswith("_")]
     callables = [each for each in names if callable(getattr(owner, each, None))]
     near = difflib.get_close_matches(name, callables, n=1)
     if near:
@@ -77,7 +82,7 @@ def import_module(name: str) -> Any:
     Raises `CommandError` where there is none, with the nearest name, or where importing it
     raises anything but Ctrl-C.
     """
-    if not all(part.isidentifier() for part in name.split(".")):
+    if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
         stem = name.removesuffix(".py").replace("/", ".").strip(".")
         raise CommandError(
             f"{name!r} is no name of a module: write it as in an import, such as {stem or 'app'}"
@@ -110,6 +115,8 @@ def _nearest_module(name: str) -> str:
     # It is only for a hint.
     except Exception:
         return ""
-    names = [module.name for module in pkgutil.iter_modules(path)]
-    near = difflib.get_close_matches(last, names, n=1)
+    everywhere = [module.name for module in pkgutil.iter_modules(path)]
+    here = everywhere if dot else [module.name for module in pkgutil.iter_modules(sys.path[:1])]
+    near = difflib.get_close_matches(last, here, n=1)
+    near = near or difflib.get_close_matches(last, everywhere, n=1, cutoff=_VERY_NEAR)
     return f"; did you mean {package}{dot}{near[0]}?" if near else ""

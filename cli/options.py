@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import functools
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -50,7 +51,8 @@ class Source:
 def database_options(function: Function) -> Function:
     """Give a command ``--db`` and ``--app-dir``; it is called with a `Source` first.
 
-    While it runs, the folder comes first on the import path.
+    While it runs, the folder comes first on the import path, and nothing is logged that is
+    not asked for.
     """
 
     @click.option(
@@ -72,7 +74,7 @@ def database_options(function: Function) -> Function:
     )
     @functools.wraps(function)
     def call(*args: Any, db: str, app_dir: str, **kwargs: Any) -> Any:
-        with _importable(app_dir):
+        with _importable(app_dir), _silent_logs():
             return function(Source(db), *args, **kwargs)
 
     return call
@@ -88,6 +90,17 @@ def _importable(folder: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(path)
+
+
+@contextlib.contextmanager
+def _silent_logs() -> Iterator[None]:
+    """Keep Python from printing what is logged; whoever wants it has a handler."""
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def json_option(function: Function) -> Function:

@@ -26,7 +26,6 @@ from perdure.model import (
     Job,
     JobRef,
     NeverRetry,
-    PutInDoubtError,
     RetryCommonForever,
     RetryCommonFourTimes,
     Status,
@@ -67,10 +66,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """What was put: the job, the name of its callable, its queue, and when it may begin."""
+    """What was put: the job, what it calls, its queue, and when it may begin."""
 
-    job: JobRef
+    ref: JobRef
     name: str
+    call: str
     queue: str
     begin_after: datetime.datetime | None
 
@@ -79,8 +79,9 @@ class Put:
 class Outcome:
     """What came of a job that was waited for; `result` is text, of a failure its last line."""
 
-    job: JobRef
+    ref: JobRef
     name: str
+    call: str
     queue: str
     begin_after: datetime.datetime | None
     status: Status
@@ -123,23 +124,23 @@ def _no_json(name: str) -> NoReturn:
 def put_job(source: Source, request: Request, *, wait: bool, as_json: bool) -> int:
     """Put the job and print its id, with `wait` its result too; return the exit status.
 
-    Raises `CommandError` and what `Queue.put` raises; nothing was put then, but at a
-    `PutInDoubtError`.
+    Raises `CommandError` and what `Queue.put` raises; nothing was put then, unless the text
+    says that it may have been.
     """
     make = _maker(request)
     with opened(source) as database:
         put = _put(database, request, make)
         if not wait:
-            print_json(put) if as_json else print_line(str(put.job))
+            print_json(put) if as_json else print_line(str(put.ref))
             return 0
         if not as_json:
             # Before the wait, so that it can be looked for meanwhile.
-            print_line(str(put.job))
+            print_line(str(put.ref))
         outcome = _wait(database, put)
     if as_json:
         print_json(outcome)
     elif outcome.failed:
-        text = f"job {put.job} failed: {outcome.result} (perdure traceback {put.job})"
+        text = f"job {put.ref} failed: {outcome.result} (perdure traceback {put.ref})"
         click.echo(f"perdure: {one_line(CommandError(text))}", err=True)
     else:
         print_line(outcome.result)
@@ -189,12 +190,16 @@ def _put(database: Any, request: Request, make: Callable[[], Job]) -> Put:
         with connected(database) as connection:
             queue = get_queue(connection, queue_name(request.queue, find_queues(connection)))
             job = queue.put(make(), begin_after=_begin_after(request, database))
-            put = Put(job.ref, job.callable_name, queue.name, job.begin_after)
+            put = Put(job.ref, job.callable_name, job.call_text(), queue.name, job.begin_after)
             try:
                 connection.transaction_manager.commit()
                 return put
             except ClientDisconnected as error:
-                raise PutInDoubtError(put.job) from error
+                raise CommandError(
+                    f"the database was lost at the commit, and job {put.ref} may have been put all "
+                    f"the same: `perdure show {put.ref}` tells when it is back, before you put it "
+                    "again"
+                ) from error
             except TransientError:
                 continue
     raise CommandError(f"nothing was put, since others were faster {ATTEMPTS} times: try again")
@@ -220,7 +225,7 @@ def _wait(database: Any, put: Put) -> Outcome:
     while True:
         try:
             with connected(database) as connection:
-                job = find_job(connection, put.job)
+                job = find_job(connection, put.ref)
                 if job.status in (Status.CALLBACKS, Status.COMPLETED):
                     return _outcome(put, job)
                 if not told and not _is_served(job):
@@ -237,7 +242,9 @@ def _outcome(put: Put, job: Job) -> Outcome:
         lambda: str(job.result) if job.failed else repr(job.result),
         lambda error: f"<{type(job.result).__qualname__} that has no repr>",
     )
-    return Outcome(put.job, put.name, put.queue, put.begin_after, job.status, job.failed, text)
+    return Outcome(
+        put.ref, put.name, put.call, put.queue, put.begin_after, job.status, job.failed, text
+    )
 
 
 def _is_served(job: Job) -> bool:

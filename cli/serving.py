@@ -12,8 +12,11 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
+import transaction
+
 from perdure.actors import ActorSystem, start
 from perdure.cli.durations import show_duration
+from perdure.cli.errors import CommandError
 from perdure.cli.naming import queue_name, queue_shown
 from perdure.model import NotInstalledError
 from perdure.model.queues import find_queues
@@ -33,9 +36,10 @@ def serve(database: Any, queues: Mapping[str, int], drain: timedelta) -> None:
     Raises as `perdure.actors.start` does.
     """
     with _signals() as arrived:
-        system = start(database, _named(database, queues) or None)
+        named = _named(database, queues)
+        system = start(database, named or None)
         try:
-            _say_what_runs(system, queues)
+            _say_what_runs(system, named)
             arrived.get()
             _stop(system, drain, arrived)
         finally:
@@ -58,14 +62,21 @@ def _signals() -> Iterator[queue.SimpleQueue[int]]:
 
 
 def _named(database: Any, queues: Mapping[str, int]) -> dict[str, int]:
-    connection = database.open()
+    connection = database.open(transaction_manager=transaction.TransactionManager())
     try:
         known = list(find_queues(connection))
     except NotInstalledError:
+        # They are about to be made.
         known = []
     finally:
         connection.close()
-    return {queue_name(name, known): size for name, size in queues.items()}
+    named: dict[str, int] = {}
+    for text, size in queues.items():
+        name = queue_name(text, known)
+        if name in named:
+            raise CommandError(f"queue {queue_shown(name)} is given twice: give it one size")
+        named[name] = size
+    return named
 
 
 def _say_what_runs(system: ActorSystem, queues: Mapping[str, int]) -> None:

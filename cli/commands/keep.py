@@ -53,8 +53,8 @@ def keep(
 
     if job is not None and (queue is not None or agent is not None):
         raise click.UsageError("--job goes without a QUEUE and an --agent")
-    given = {
-        f"keep_{name}": None if value == "default" else value
+    given: dict[str, timedelta | None] = {
+        f"keep_{name}": value if isinstance(value, timedelta) else None
         for name, value in (("completed", completed), ("failed", failed))
         if value is not None
     }
@@ -63,7 +63,7 @@ def keep(
             raise click.UsageError("say --completed or --failed; `perdure show` shows a job's own")
         return show_retention(source, queue, agent, as_json=as_json)
     if queue is None and job is None:
-        raise click.UsageError("say for which QUEUE (the default one is called 'default') or --job")
+        raise click.UsageError("say for which QUEUE ('default' is the default one) or --job")
     return set_retention(source, queue, agent, job, given, as_json=as_json)
 
 

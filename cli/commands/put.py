@@ -50,8 +50,10 @@ def _is_number(word: str) -> bool:
 )
 @click.argument("words", nargs=-1, metavar="MODULE:FUNCTION [ARGUMENT]...")
 @database_options
-@click.option("--queue", metavar="NAME", default="", help="The queue. [default: the default one]")
-@click.option("--in", "in_", metavar="DURATION", type=duration, help="Not before so long from now.")
+@click.option("--queue", metavar="NAME", default="", help="The queue, if not the default one.")
+@click.option(
+    "--in", "in_", metavar="DURATION", type=duration, help="Not before so long from now."
+)
 @click.option(
     "--at",
     metavar="TIME",
@@ -59,7 +61,10 @@ def _is_number(word: str) -> bool:
     help="Not before this time, in ISO format; without a zone it is local time.",
 )
 @click.option(
-    "--by", metavar="DURATION", type=duration, help="Fail it if it has not begun so long after that."
+    "--by",
+    metavar="DURATION",
+    type=duration,
+    help="Fail it if it has not begun so long after that.",
 )
 @click.option(
     "--quota",
@@ -73,8 +78,10 @@ def _is_number(word: str) -> bool:
     metavar="POLICY",
     help="Its retry policy: never, four-times, forever, a registered name, or MODULE:FACTORY.",
 )
-@click.option("--keep-completed", metavar="DURATION", type=duration, help="Keep it if it succeeds.")
-@click.option("--keep-failed", metavar="DURATION", type=duration, help="Keep it if it fails.")
+@click.option(
+    "--keep-completed", metavar="DURATION", type=duration, help="Keep it so if it succeeds."
+)
+@click.option("--keep-failed", metavar="DURATION", type=duration, help="Keep it so if it fails.")
 @click.option("--wait", is_flag=True, help="Wait for the result; status 1 if the job fails.")
 @json_option
 @click.pass_context
