@@ -6,16 +6,18 @@ from datetime import timedelta
 from typing import Any
 
 import transaction
+from persistent.timestamp import TimeStamp
 from ZODB.FileStorage.FileStorage import FileStorageError
 
 from perdure.model.environment import environment
 from perdure.model.errors import BadStatusError
-from perdure.model.moments import checked_duration, microseconds
+from perdure.model.moments import checked_duration
 from perdure.model.queues import find_queues
 from perdure.model.reports import PackReport
 
 __all__ = ["pack"]
 
+ROUNDING_SECONDS = 0.001
 _ATTEMPTS = 10
 
 
@@ -23,8 +25,8 @@ def pack(database: Any, keep: timedelta = timedelta(0)) -> PackReport:
     """Pack a database: drop old revisions, and jobs that are forgotten.
 
     :param database: an open `ZODB.DB`; jobs may run meanwhile, here and elsewhere.
-    :param keep: how far back revisions are kept, for `undo` and for transactions that are
-        under way; 0 or more.
+    :param keep: how far back from the last commit old revisions are kept, for `undo` and for
+        transactions that are under way; 0 or more.
 
     Done jobs whose time is over are forgotten first, in a transaction of its own; that it
     was packed is stored in another. A transaction that has lasted longer than `keep` may meet
@@ -37,8 +39,11 @@ def pack(database: Any, keep: timedelta = timedelta(0)) -> PackReport:
     forgotten = _commit(database, lambda queues: _forget(queues, clock.now()))
     before = int(database.getSize())
     now = clock.now()
+    # By the storage's own time, which is that of its host, if it is a server's; rounded up,
+    # since the last commit is what has dropped the forgotten jobs.
+    last = TimeStamp(database.lastTransaction()).timeTime() + ROUNDING_SECONDS
     try:
-        database.pack(microseconds(now - keep) / 1e6)
+        database.pack(last - keep.total_seconds())
     except FileStorageError as error:
         if "packing" not in str(error):
             raise

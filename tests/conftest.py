@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 pytest_plugins = [
+    "support.application",
     "support.desk",
     "support.installed",
     "support.leftovers",

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import sys
-import textwrap
 
 import pytest
-import ZODB.broken
 from ZEO.Exceptions import ClientDisconnected
 
 from perdure.model import (
@@ -22,73 +19,9 @@ from perdure.model import (
 )
 from perdure.model.errors import JobTimeoutError
 from perdure.model.internal import InternalJob
+from support.application import SOURCE
 from support.callables import counting_filter, echo
 from support.world import HOUR, MINUTE, SECOND
-
-SOURCE = """
-from persistent import Persistent
-from perdure.model import Job
-
-def work(*args):
-    return "worked"
-
-def other(*args):
-    return "worked too"
-
-class Plain:
-    pass
-
-class Thing(Persistent):
-    def method(self):
-        return "of a thing"
-
-class OwnJob(Job):
-    def set_up(self):
-        return None
-"""
-
-
-class Module:
-    """A module of the application, that can vanish, break, and come back."""
-
-    name = "application_of_a_test"
-
-    def __init__(self, folder):
-        self._path = folder / f"{self.name}.py"
-        self.write(SOURCE)
-
-    def write(self, source):
-        self._path.write_text(textwrap.dedent(source))
-        self._forget()
-
-    def vanish(self):
-        self._path.unlink()
-        self._forget()
-
-    def come_back(self):
-        self.write(SOURCE)
-
-    def _forget(self):
-        sys.modules.pop(self.name, None)
-        sys.path_importer_cache.clear()
-        importlib.invalidate_caches()
-        for cached in (self._path.parent / "__pycache__").glob("*.pyc"):
-            cached.unlink()
-
-    def __getattr__(self, name):
-        return getattr(importlib.import_module(self.name), name)
-
-
-@pytest.fixture
-def module(tmp_path, monkeypatch):
-    folder = tmp_path / "application"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    made = Module(folder)
-    yield made
-    made._forget()
-    ZODB.broken.broken_cache.clear()
 
 
 @pytest.fixture

@@ -15,23 +15,36 @@ from ZEO.Exceptions import ClientDisconnected
 from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError
 
-from perdure.actors import PollNow, Resize, StatusAsked, start
+from perdure.actors import (
+    CancelJob,
+    PauseQueue,
+    PollNow,
+    Resize,
+    ResumeQueue,
+    RetryJob,
+    StatusAsked,
+    start,
+)
 from perdure.actors.context import Activity
 from perdure.actors.dispatcher import DispatcherActor
 from perdure.model import (
+    AbortedError,
     BadStatusError,
     DispatcherEvent,
     Job,
     JobFailedError,
     JobNotFoundError,
+    JobRef,
     NeverRetry,
     NotStorableError,
     PerdureError,
     PutInDoubtError,
+    QueueNotFoundError,
     Status,
     UnknownSettingError,
     find_job,
     get_queue,
+    install,
     local,
     subscribe,
 )
@@ -331,6 +344,69 @@ def test_a_message_that_nobody_knows_is_an_error_to_the_asker(systems: Systems) 
         system.ask(Resize("", "main", -2))
     status = system.ask(StatusAsked())
     assert status.crashes == 0 and status.degraded == ()
+
+
+def test_an_operator_pauses_resumes_retries_and_cancels_by_messages(systems: Systems) -> None:
+    system = systems.start(queues={"": 1})
+    failed = system.put(jobs.fail)
+    system.wait(failed, timeout=LIMIT)
+    system.ask(PauseQueue(""))
+    kept = system.put(jobs.note, "never")
+    system.ask(CancelJob(kept))
+    system.ask(RetryJob(failed))
+    settled(system)
+    assert read(system, failed, "status") is Status.PENDING
+
+    system.ask(ResumeQueue(""))
+
+    system.wait(failed, timeout=LIMIT)
+    system.wait(kept, timeout=LIMIT)
+    assert jobs.calls == [] and read(system, failed, "failed")
+    assert read(system, kept, "result").check(AbortedError)
+
+
+def test_what_an_operator_may_not_do_is_raised_and_harms_nothing(
+    systems: Systems, caplog: pytest.LogCaptureFixture
+) -> None:
+    system = systems.start(queues={"": 1})
+    done = system.put(jobs.add, 1, 2)
+    system.wait(done, timeout=LIMIT)
+    with caplog.at_level("ERROR", logger="perdure"):
+        for message, error in (
+            (PauseQueue("mail"), QueueNotFoundError),
+            (ResumeQueue("mail"), QueueNotFoundError),
+            (RetryJob(done), BadStatusError),
+            (CancelJob(done), BadStatusError),
+            (CancelJob(JobRef(0)), JobNotFoundError),
+            (RetryJob("no reference"), JobNotFoundError),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(error):
+                system.ask(message)
+    assert caplog.records == []
+    assert system.ask(StatusAsked()).crashes == 0
+
+
+def test_a_size_that_was_set_in_the_database_is_followed_at_once(systems: Systems) -> None:
+    system = systems.start(queues={"": 1})
+    refs = [system.put(jobs.pass_gate, name) for name in "ab"]
+    gates["a"].wait_until_entered()
+    with system.transaction() as connection:
+        get_queue(connection).resize(2)
+    gates["b"].wait_until_entered()
+    for name, ref in zip("ab", refs, strict=True):
+        gates[name].open()
+        system.wait(ref, timeout=LIMIT)
+
+
+def test_a_new_process_takes_the_size_that_was_set_for_its_queue(systems: Systems) -> None:
+    database = systems.database()
+    with database.transaction() as connection:
+        install(connection)
+        get_queue(connection).resize(7)
+    system = systems.start(database)
+    settled(system)
+    with system.transaction() as connection:
+        assert get_queue(connection).dispatchers[system.uuid]["main"].size == 7
 
 
 def test_a_message_right_after_the_start_finds_its_receiver(systems: Systems) -> None:
