@@ -41,7 +41,7 @@ def opened(source: Source, *, create: bool = False) -> Iterator[Any]:
 def _open(source: Source, create: bool) -> Any:
     path = source.text if source.is_path else source.text.removeprefix("file://").split("?")[0]
     is_file = source.is_path or source.text.startswith("file://")
-    if is_file and not create and not os.path.lexists(path):
+    if is_file and path and not create and not os.path.lexists(path):
         raise CommandError(
             f"there is no database {path}: `perdure run` makes one; --db or $PERDURE_DB names "
             "another"

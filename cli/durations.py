@@ -9,7 +9,7 @@ from datetime import timedelta
 __all__ = ["parse_duration", "parse_moment", "show_duration", "show_moment"]
 
 _UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
-_PART = re.compile(r"(\d+(?:\.\d+)?)([wdhms])")
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)([wdhms])")
 _DURATION = re.compile(rf"(?:{_PART.pattern})+")
 
 
@@ -41,18 +41,15 @@ def parse_moment(text: str, now: datetime.datetime) -> datetime.datetime:
     `ValueError`, whose text says what to write instead.
     """
     word = text.strip()
+    if len(word) <= len("17:30:00") and ":" in word:
+        word = f"{now.astimezone():%Y-%m-%d}T{word}"
     try:
         found = datetime.datetime.fromisoformat(word)
     except ValueError:
-        try:
-            found = datetime.datetime.combine(
-                now.astimezone().date(), datetime.time.fromisoformat(word)
-            )
-        except ValueError:
-            raise ValueError(
-                f"{text!r} is no time: write 2026-11-25T17:30, 2026-11-25T17:30+01:00, or "
-                "17:30 for today"
-            ) from None
+        raise ValueError(
+            f"{text!r} is no time: write 2026-11-25T17:30, 2026-11-25T17:30+01:00, or 17:30 for "
+            "today"
+        ) from None
     try:
         # What has no zone is taken as local time.
         return found.astimezone(datetime.UTC)

@@ -11,7 +11,7 @@ from perdure.cli.changing import find_queue
 from perdure.cli.database import change, opened, reading
 from perdure.cli.durations import show_duration
 from perdure.cli.errors import CommandError
-from perdure.cli.naming import queue_shown
+from perdure.cli.naming import process_shown, queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import print_json, print_table
 from perdure.model import Agent, Job, Queue, Status, find_job
@@ -132,7 +132,7 @@ def _print(found: list[Retention], as_json: bool) -> None:
             (
                 queue_shown(each.queue),
                 each.agent,
-                each.process,
+                process_shown(each.process),
                 each.job,
                 show_duration(each.keep_completed) or "default",
                 show_duration(each.keep_failed) or "default",

@@ -12,7 +12,7 @@ from typing import Any
 from perdure.cli.errors import CommandError
 from perdure.model.names import NOT_OF_THE_CODE
 
-__all__ = ["find_callable", "import_module", "queue_name", "queue_shown"]
+__all__ = ["find_callable", "import_module", "process_shown", "queue_name", "queue_shown"]
 
 DEFAULT_QUEUE = "default"
 _SHOWN = f"({DEFAULT_QUEUE})"
@@ -35,6 +35,11 @@ def queue_name(text: str, queues: Iterable[str]) -> str:
 def queue_shown(name: str) -> str:
     """Return a queue's name as people see it."""
     return name or _SHOWN
+
+
+def process_shown(identity: object) -> str:
+    """Return the beginning of a process's UUID, which tells those of one database apart."""
+    return str(identity)[:8]
 
 
 def find_callable(text: str) -> Any:

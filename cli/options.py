@@ -22,7 +22,6 @@ __all__ = [
     "Source",
     "database_options",
     "duration",
-    "example",
     "json_option",
     "moment",
     "past_moment",
@@ -117,11 +116,6 @@ def queue_option(function: Function) -> Function:
         metavar="NAME",
         help="Only this queue; the default queue, whose name is empty, is called 'default'.",
     )(function)
-
-
-def example(*lines: str) -> str:
-    """Return the end of a command's help, with an example that is shown as it is typed."""
-    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
 # Functions, not classes of click's, whose type parameters differ from version to version.

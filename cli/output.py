@@ -99,17 +99,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Print names and values, a line each; those without a value are left out."""
-    from rich.table import Table
-    from rich.text import Text
+    """Print names and values, a line each; those without a value are left out.
 
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts:
-        if value is not None and value != "":
-            table.add_row(name, Text(_cell(value)))
-    _console().print(table)
+    A value is never cut in two, as it would be in a table: a path can be copied.
+    """
+    told = [(name, _cell(value)) for name, value in facts if value is not None and value != ""]
+    width = max((len(name) for name, _ in told), default=0)
+    for name, text in told:
+        click.echo(f"{click.style(name, bold=True)}{' ' * (width - len(name))}  {text}")
 
 
 def _cell(value: object) -> str:

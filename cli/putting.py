@@ -196,9 +196,9 @@ def _put(database: Any, request: Request, make: Callable[[], Job]) -> Put:
                 return put
             except ClientDisconnected as error:
                 raise CommandError(
-                    f"the database was lost at the commit, and job {put.ref} may have been put all "
-                    f"the same: `perdure show {put.ref}` tells when it is back, before you put it "
-                    "again"
+                    f"the database was lost at the commit, and job {put.ref} may have been put "
+                    f"all the same: `perdure show {put.ref}` tells when it is back, before you "
+                    "put it again"
                 ) from error
             except TransientError:
                 continue

@@ -8,7 +8,7 @@ from typing import Any
 from perdure.actors import StatusAsked
 from perdure.cli.database import connected, opened
 from perdure.cli.durations import show_duration, show_moment
-from perdure.cli.naming import queue_shown
+from perdure.cli.naming import process_shown, queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import plain, print_facts, print_json, print_line, print_table, size_shown
 from perdure.cli.processes import Answer, active_processes, ask_all
@@ -105,7 +105,7 @@ def _process_row(process: DispatcherStatus, answer: Answer | None) -> tuple[obje
         notes += [f"degraded: {each}" for each in report.degraded]
         notes += [f"{report.crashes} crashes"] if report.crashes else []
     return (
-        process.uuid,
+        process_shown(process.uuid),
         process.host,
         state,
         "" if report is None else str(report.pid),
@@ -123,7 +123,7 @@ def _agent_row(agent: AgentStatus) -> tuple[object, ...]:
     return (
         agent.name,
         queue_shown(agent.queue),
-        agent.dispatcher,
+        process_shown(agent.dispatcher),
         agent.held,
         agent.size,
         agent.completed,

@@ -18,10 +18,11 @@ from ZODB.FileStorage import FileStorage
 from perdure.cli import main
 from perdure.model import Agent, Job, Queue, get_queue, install
 
-__all__ = ["Shell", "Shop"]
+__all__ = ["Shell", "Shop", "done"]
 
 MODULE = "app"
-SOURCE = '''
+MODULES = (MODULE, "broken", "helper", "exits")
+SOURCE = """
 def add(one, other=1):
     return one + other
 
@@ -43,7 +44,7 @@ def told(result):
 
 
 number = 7
-'''
+"""
 
 
 class Shop:
@@ -78,6 +79,12 @@ class Shell:
         finally:
             self.out, self.err = self._capsys.readouterr()
 
+    def forget_modules(self) -> None:
+        """Let the modules of the folder be imported anew, as by another process."""
+        for name in [name for name in sys.modules if name.partition(".")[0] in MODULES]:
+            del sys.modules[name]
+        shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
+
     def ok(self, *words: str) -> str:
         """Run a command that has to do its work; what it printed."""
         assert self.run(*words) == 0, self.err
@@ -104,13 +111,13 @@ def shell(
     """An empty folder but for ``app.py``."""
     (tmp_path / f"{MODULE}.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("PERDURE_DB", raising=False)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    before = set(sys.modules)
-    yield Shell(tmp_path, capsys)
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] in (MODULE, "broken", "helper"):
-            del sys.modules[name]
+    made = Shell(tmp_path, capsys)
+    made.forget_modules()
+    yield made
+    made.forget_modules()
 
 
 @pytest.fixture(scope="session")
@@ -138,10 +145,10 @@ def _make(path: Path) -> Shop:
     queue.quotas.create("desk", 2)
     agents = [_agent(each, manager) for each in (queue, get_queue(connection, "mail"))]
     shop.dispatcher = str(agents[0].record.uuid)
-    shop.added = _done(queue, agents[0], Job(app.add, 2, 3), manager)
+    shop.added = done(queue, agents[0], Job(app.add, 2, 3), manager)
     failing = Job(app.fail)
     failing.add_callback(app.told)
-    shop.failed = _done(queue, agents[0], failing, manager)
+    shop.failed = done(queue, agents[0], failing, manager)
     shop.waiting = str(queue.put(Job(app.greet, "Ada", times=2)).ref)
     shop.mail = str(get_queue(connection, "mail").put(Job(app.add, 1)).ref)
     for agent in agents:
@@ -153,14 +160,15 @@ def _make(path: Path) -> Shop:
 
 
 def _agent(queue: Queue, manager: Any) -> Agent:
-    record = queue.dispatchers.register(uuid.UUID(int=1))
+    record = queue.dispatchers.register(uuid.UUID("8df8057c-204d-4101-869b-71c4ce05f663"))
     agent = record.get("main") or record.add_agent("main")
     record.activate("token")
     manager.commit()
     return agent
 
 
-def _done(queue: Queue, agent: Agent, job: Job, manager: Any) -> str:
+def done(queue: Queue, agent: Agent, job: Job, manager: Any) -> str:
+    """Put a job, run it by hand, and settle it; its id."""
     queue.put(job)
     manager.commit()
     assert agent.claim_job() is job
