@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid as uuids
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -16,7 +16,7 @@ from perdure.model.environment import Environment
 from perdure.model.incarnation import Incarnation
 from perdure.model.lane import Lane
 
-__all__ = ["Activity", "Context", "Directory", "Settings", "agent_role", "worker_name"]
+__all__ = ["Activity", "Context", "Directory", "Settings", "Watch", "agent_role", "worker_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,27 @@ class Directory:
             ref = self._refs.get(role)
         if ref is not None:
             ref.tell(message)
+
+
+class Watch:
+    """Which records tell, when another process has changed them, that there may be work.
+
+    Written by the dispatcher; safe to read from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._oids: Mapping[bytes, frozenset[bytes]] = {}
+
+    def set(self, queue_oid: bytes, oids: frozenset[bytes]) -> None:
+        """Watch these records of one queue; none: no more."""
+        if self._oids.get(queue_oid, frozenset()) != oids:
+            # A new mapping, for whoever is reading the old one.
+            others = {queue: found for queue, found in self._oids.items() if queue != queue_oid}
+            self._oids = {**others, queue_oid: oids} if oids else others
+
+    def queues_of(self, oids: Collection[bytes]) -> list[bytes]:
+        """Return the oids of the queues that one of these records is watched for."""
+        return [queue for queue, watched in self._oids.items() if not watched.isdisjoint(oids)]
 
 
 class Activity:
@@ -127,6 +148,7 @@ class Context:
     activity: Activity
     results: Announcements
     directory: Directory = field(default_factory=Directory)
+    watch: Watch = field(default_factory=Watch)
 
     def report(self, message: object, /) -> None:
         """Tell the supervisor, if there still is one."""

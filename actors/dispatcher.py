@@ -105,6 +105,7 @@ class _QueueState:
 
     agents: dict[str, _AgentState] = field(default_factory=dict)
     oid: bytes = b""
+    watched: frozenset[bytes] = frozenset()
     ours: bool = False
     """Whether the record in the database says that this start of the process works for it."""
     taken: bool = False
@@ -298,6 +299,7 @@ class DispatcherActor(DatabaseActor):
                 return
             failed.update(raised)
         state.worked = begun
+        self._context.watch.set(state.oid, state.watched)
         for agent_name, (claims, report) in worked.items():
             agent_state = state.agents[agent_name]
             agent_state.claimed += report.claimed
@@ -347,6 +349,7 @@ class DispatcherActor(DatabaseActor):
             self._queues[name].taken = True
             return {}
         worked = {}
+        watched: set[bytes] = set()
         for agent_name, (ran, lost) in done.items():
             agent = record.get(agent_name)
             if agent is None:
@@ -362,6 +365,7 @@ class DispatcherActor(DatabaseActor):
             for claim in ran:
                 agent.settle(claim.ref, claim.number)
             claimed = self._claim(agent, failed, raised)
+            watched.add(agent._p_oid)
             failure = failed.get(agent_name)
             if str(failure) != str(agent.failure):
                 agent.failure = failure
@@ -376,6 +380,7 @@ class DispatcherActor(DatabaseActor):
                     error="" if failure is None else str(failure),
                 ),
             )
+        self._queues[name].watched = record.queue.telling_oids() | watched
         return worked
 
     def _claim(
@@ -459,7 +464,9 @@ class DispatcherActor(DatabaseActor):
             return False
         answered = True
         for name in set(self._queues) - set(names):
-            for agent in self._queues.pop(name).agents:
+            gone = self._queues.pop(name)
+            self._context.watch.set(gone.oid, frozenset())
+            for agent in gone.agents:
                 self._context.report(AgentLeft(name, agent))
         reports = []
         for name in names:

@@ -9,7 +9,7 @@ import secrets
 import signal
 import threading
 import uuid as uuids
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -520,6 +520,11 @@ class _Waker:
     def wake(self, queue_oid: bytes) -> None:
         """Tell the dispatcher."""
         self._context.directory.tell("dispatcher", Wake(queue_oid))
+
+    def changed(self, oids: Collection[bytes]) -> None:
+        """Tell the dispatcher, where one of these says that there may be work."""
+        for queue_oid in self._context.watch.queues_of(oids):
+            self.wake(queue_oid)
 
 
 def _identity(database: Any, clock: Clock) -> Identity:

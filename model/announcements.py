@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 
 from perdure.model.clock import Clock
 
@@ -55,6 +55,12 @@ class Announcements:
                 for listener in listeners:
                     listener.say()
                 self._condition.notify_all()
+
+    def announce_any(self, keys: Iterable[Hashable]) -> None:
+        """End the waits for each of `keys`; does not look at them where nobody waits."""
+        if self._listeners:
+            for key in keys:
+                self.announce(key)
 
     def announce_all(self) -> None:
         """End every wait: whoever waits is to look again."""

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Collection
 from typing import Any, Protocol
+
+from ZODB.utils import u64
 
 from perdure.model.announcements import Announcements
 from perdure.model.clock import Clock, SystemClock
 from perdure.model.inbox import Leases
 from perdure.model.moments import microseconds
+from perdure.model.ref import JobRef
 from perdure.model.storable import ARGUMENT_LIMIT_BYTES
 
 __all__ = ["Environment", "Waker", "clock_of", "environment"]
 
 
 class Waker(Protocol):
-    """Told, in the committing thread, that something was put into a queue."""
+    """Told that something was put into a queue, in whatever thread that becomes known."""
 
     def wake(self, queue_oid: bytes) -> None:
         """Note it and return at once; must not raise nor touch the database."""
+
+    def changed(self, oids: Collection[bytes]) -> None:
+        """Note that another process has committed changes of these; as above."""
 
 
 class Environment:
@@ -29,7 +36,8 @@ class Environment:
     thread. `clock` and `argument_limit_bytes` may be set before the database is used.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, database_name: str = "unnamed") -> None:
+        self._database_name = database_name
         self.clock: Clock = SystemClock()
         self.argument_limit_bytes = ARGUMENT_LIMIT_BYTES
         self.leases = Leases()
@@ -58,6 +66,19 @@ class Environment:
             wakers = list(self._wakers)
         for waker in wakers:
             waker.wake(queue_oid)
+
+    def tell_of_commit_elsewhere(self, oids: Collection[bytes]) -> None:
+        """Wake whoever waits for something that another process has committed.
+
+        For storages that hear of such commits: to be called when a transaction that begins
+        now sees it, from any thread. It returns at once, and does not touch the database.
+        """
+        with self._lock:
+            wakers = list(self._wakers)
+        for waker in wakers:
+            waker.changed(oids)
+        self.results.announce_any(JobRef(u64(oid), self._database_name) for oid in oids)
+        self.announce_change()
 
     def announce_change(self) -> None:
         """End the waits of `wait_for_change`; called after a commit."""
@@ -97,7 +118,7 @@ def environment(database: Any) -> Environment:
     with _lock:
         found = _environments.get(database)
         if found is None:
-            found = _environments[database] = Environment()
+            found = _environments[database] = Environment(database.database_name)
         return found
 
 

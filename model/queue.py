@@ -442,6 +442,16 @@ class Queue(Persistent):
             return LineKey(internal=True)
         return LineKey(self._needed_quotas(job))
 
+    def telling_oids(self) -> frozenset[bytes]:
+        """Return the oids of the records that say that there may be something to claim.
+
+        They are written by whoever puts a job, frees a place, or pauses and resumes.
+        """
+        inboxes = [inbox for _, inbox in self.inboxes.items()]
+        quotas = [self.quotas[name] for name in self.quotas]
+        told: list[Persistent] = [self, self.inboxes, *inboxes, *quotas]
+        return frozenset(each._p_oid for each in told if each._p_oid is not None)
+
     def sweep_inboxes(self) -> None:
         """Drop inboxes that were silent for long; called by a dispatcher now and then.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,23 @@ from typing import Any
 import pytest
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.FileStorage import FileStorage
+from ZODB.utils import p64, u64
 
-from perdure.actors import PollNow, PollsAsked, Resize, StatusAsked, WorkerActor
+from perdure.actors import PauseQueue, PollNow, PollsAsked, Resize, StatusAsked, WorkerActor
 from perdure.actors.messages import DeactivateNow, StopClaiming
 from perdure.actors.ref import Ref
 from perdure.model import (
     Agent,
     DispatcherEvent,
     DispatcherRecord,
+    Environment,
     Happening,
     Job,
     JobFailedError,
     PerdureError,
     Status,
     check,
+    environment,
     find_job,
     get_queue,
     install,
@@ -867,3 +870,78 @@ def test_a_poll_that_comes_late_does_not_activate_a_stopped_system_again(
     dispatcher.ask(PollNow())
     with system.transaction() as connection:
         assert get_queue(connection).dispatchers.active() == []
+
+
+# What other processes commit
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commits are as if another process had made them: nobody here is told of them."""
+    monkeypatch.setattr(Environment, "wake", lambda self, oid: None)
+
+
+def changed_by(database: Any, change: Callable[[Any], None]) -> list[bytes]:
+    """Make a change, and return the oids of what it has written."""
+    with database.transaction() as connection:
+        change(connection)
+        tid_before = database.lastTransaction()
+    [record] = list(database.storage.iterator(start=p64(u64(tid_before) + 1)))
+    return [each.oid for each in record]
+
+
+@pytest.mark.spec("X7")
+def test_a_job_that_another_process_has_put_starts_when_the_storage_tells_of_it(
+    systems: Systems, elsewhere: None
+) -> None:
+    system = systems.start(queues={"": 1})
+    settled(system)
+    oids = changed_by(
+        system.database,
+        lambda connection: get_queue(connection).put(Job(jobs.note_and_gate, "a")),
+    )
+    settled_polls = len(system.ask(PollsAsked()))
+    assert jobs.calls == []
+
+    environment(system.database).tell_of_commit_elsewhere(oids)
+
+    jobs.gates["a"].wait_until_entered()
+    jobs.gates["a"].open()
+    assert len(system.ask(PollsAsked())) == settled_polls
+
+
+def test_a_queue_that_another_process_has_resumed_goes_on_when_the_storage_tells_of_it(
+    systems: Systems, elsewhere: None
+) -> None:
+    system = systems.start(queues={"": 1})
+    system.ask(PauseQueue(""))
+    ref = system.put(jobs.add, 1, 2)
+    settled(system)
+    oids = changed_by(system.database, lambda connection: get_queue(connection).resume())
+
+    environment(system.database).tell_of_commit_elsewhere(oids)
+
+    assert system.result(ref, timeout=LIMIT) == 3
+
+
+def test_what_concerns_no_queue_wakes_nobody(systems: Systems, elsewhere: None) -> None:
+    system = systems.start(queues={"": 1})
+    settled(system)
+    watch = system._context.watch
+    with system.transaction() as connection:
+        queue = get_queue(connection)
+        assert watch.queues_of([p64(12345)]) == []
+        assert watch.queues_of([queue.inboxes._p_oid]) == [queue._p_oid]
+        agent = queue.dispatchers[system.uuid]["main"]
+        assert watch.queues_of([agent._p_oid, p64(12345)]) == [queue._p_oid]
+
+
+def test_who_waits_for_a_result_hears_of_it_from_another_process(systems: Systems) -> None:
+    system = systems.start(queues={"": 0})
+    ref = system.put(jobs.add, 1, 2)
+    known = environment(system.database)
+    with known.results.listen(ref, known.clock) as listener:
+        known.tell_of_commit_elsewhere([p64(ref.oid)])
+        assert listener.wait(0)
+        known.tell_of_commit_elsewhere([p64(ref.oid + 1)])
+        assert not listener.wait(0)
