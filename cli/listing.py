@@ -11,7 +11,7 @@ from perdure.cli.database import reading
 from perdure.cli.durations import show_duration, show_moment
 from perdure.cli.naming import queue_name, queue_shown
 from perdure.cli.options import Source
-from perdure.cli.output import print_json, print_line, print_table
+from perdure.cli.output import number_shown, print_json, print_line, print_table
 from perdure.cli.statuses import STATUSES, count_row
 from perdure.model import (
     JobDetails,
@@ -75,7 +75,8 @@ def show_jobs(source: Source, filters: Filters, limit: int, walk: int, *, as_jso
         print_json(found)
         return 0
     print_jobs(found.jobs)
-    print_line(f"{len(found.jobs):,} jobs, of {_walked(found.walked, found.complete)}")
+    number = number_shown(len(found.jobs), "job")
+    print_line(f"{number}, of {_walked(found.walked, found.complete)}")
     return 0
 
 
@@ -105,7 +106,7 @@ def status_shown(job: JobSummary | JobDetails) -> str:
 
 
 def _walked(walked: int, complete: bool) -> str:
-    text = f"{walked:,} that were looked at"
+    text = f"{walked:,} looked at"
     return text if complete else f"{text}; there are more (--walk, --limit)"
 
 
@@ -152,5 +153,5 @@ def show_statistics(source: Source, filters: Filters, walk: int, *, as_json: boo
             for each in found.callables
         ),
     )
-    print_line(_walked(found.walked, found.complete))
+    print_line(f"jobs: {_walked(found.walked, found.complete)}")
     return 0

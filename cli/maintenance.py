@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from perdure.cli.database import connected, opened
 from perdure.cli.options import Source
-from perdure.cli.output import print_json, print_line, size_shown
-from perdure.model import check, pack, unresolved
+from perdure.cli.output import number_shown, print_json, print_line, size_shown
+from perdure.model import UnresolvedName, check, pack, unresolved
 
 __all__ = ["check_database", "pack_database"]
 
@@ -24,7 +24,7 @@ def pack_database(source: Source, keep: timedelta, *, as_json: bool) -> int:
         return 0
     print_line(
         f"{size_shown(report.before_bytes)} before, {size_shown(report.after_bytes)} now; "
-        f"{report.forgotten:,} jobs forgotten"
+        f"{number_shown(report.forgotten, 'job')} forgotten"
     )
     return 0
 
@@ -42,9 +42,17 @@ def check_database(source: Source, *, as_json: bool) -> int:
             print_line(violation)
         for each in names:
             print_line(
-                f"{each.name} is not found ({each.reason}): {each.waiting:,} jobs wait for it, "
-                f"{each.parked:,} are parked; `perdure alias` gives it a new name"
+                f"{each.name} is not found ({each.reason}): needed by "
+                f"{', '.join(_users(each))}; `perdure alias` gives it a new name"
             )
         if not violations and not names:
             print_line("all is well")
     return 1 if violations or names else 0
+
+
+def _users(name: UnresolvedName) -> list[str]:
+    users = list(name.users)
+    if name.waiting:
+        first = "" if name.first is None else f", {name.first} among them"
+        users.insert(0, f"{number_shown(name.waiting, 'job')} ({name.parked:,} parked{first})")
+    return users

@@ -21,7 +21,15 @@ from perdure.model import JobRef
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["plain", "print_facts", "print_json", "print_line", "print_table", "size_shown"]
+__all__ = [
+    "number_shown",
+    "plain",
+    "print_facts",
+    "print_json",
+    "print_line",
+    "print_table",
+    "size_shown",
+]
 
 _WIDE = 1000
 
@@ -115,6 +123,11 @@ def _cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return shown(str(value))
+
+
+def number_shown(number: int, what: str) -> str:
+    """Return a number of things: ``1 job``, ``2 jobs``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def size_shown(size_bytes: int) -> str:

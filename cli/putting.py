@@ -6,7 +6,6 @@ import datetime
 import inspect
 import json
 import re
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -44,10 +43,8 @@ _POLICIES = {
     "four-times": RetryCommonFourTimes,
     "forever": RetryCommonForever,
 }
-# Another process runs it, and does not tell us when it is done.
-_LOOK_SECONDS = 0.1
-_SELDOM_SECONDS = 1.0
-_SOON_SECONDS = 10.0
+# Another process runs it, and not every storage tells when that one commits.
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,23 +215,20 @@ def _begin_after(request: Request, database: Any) -> datetime.datetime | None:
 
 def _wait(database: Any, put: Put) -> Outcome:
     """Look until the result is stored; also while the database is away."""
-    clock = environment(database).clock
-    begun = clock.monotonic()
-    condition = threading.Condition()
+    known = environment(database)
     told = False
-    while True:
-        try:
-            with connected(database) as connection:
-                job = find_job(connection, put.ref)
-                if job.status in (Status.CALLBACKS, Status.COMPLETED):
-                    return _outcome(put, job)
-                if not told and not _is_served(job):
-                    told = _tell(f"no process runs jobs of queue {queue_shown(put.queue)} now")
-        except ClientDisconnected:
-            told = told or _tell("the database is away")
-        recent = clock.monotonic() - begun < _SOON_SECONDS
-        with condition:
-            clock.wait(condition, _LOOK_SECONDS if recent else _SELDOM_SECONDS)
+    with known.results.listen(put.ref, known.clock) as listener:
+        while True:
+            try:
+                with connected(database) as connection:
+                    job = find_job(connection, put.ref)
+                    if job.status in (Status.CALLBACKS, Status.COMPLETED):
+                        return _outcome(put, job)
+                    if not told and not _is_served(job):
+                        told = _tell(f"no process runs jobs of queue {queue_shown(put.queue)} now")
+            except ClientDisconnected:
+                told = told or _tell("the database is away")
+            listener.wait(_LOOK_SECONDS)
 
 
 def _outcome(put: Put, job: Job) -> Outcome:

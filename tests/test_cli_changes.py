@@ -158,7 +158,7 @@ def test_an_alias_lets_jobs_of_moved_code_be_found(shell: Shell, shop: Shop):
     shell.forget_modules()
 
     assert shell.run("check") == 1
-    assert "app:greet is not found" in shell.out and "1 jobs wait for it" in shell.out
+    assert "app:greet is not found" in shell.out and "1 job (0 parked, " in shell.out
     shell.forget_modules()
     assert shell.ok("alias", "app:greet", "app:welcome") == (
         "app:greet stands for app:welcome now\n"

@@ -190,8 +190,8 @@ def test_jobs_are_chosen(shell: Shell, shop: Shop, words, found):
 
 @pytest.mark.spec("D13")
 def test_a_list_says_what_it_walked(shell: Shell, shop: Shop):
-    assert "4 jobs, of 4 that were looked at\n" in shell.ok("jobs")
-    assert "1 jobs, of " in shell.ok("jobs", "--limit", "1")
+    assert "4 jobs, of 4 looked at\n" in shell.ok("jobs")
+    assert "1 job, of " in shell.ok("jobs", "--limit", "1")
     assert "there are more (--walk, --limit)" in shell.out
     assert shell.json("jobs", "--walk", "2")["complete"] is False
 
