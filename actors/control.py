@@ -102,8 +102,10 @@ class ControlServer:
     async def _serve(self, listener: localsocket.LocalListener, token: str) -> None:
         loop = asyncio.get_running_loop()
         attended: set[asyncio.Task[None]] = set()
+        told = False
 
         def let_in() -> None:
+            nonlocal told
             # Not by a task that waits for it: cancelled, that could lose a client.
             try:
                 client = listener.accept()
@@ -111,10 +113,13 @@ class ControlServer:
                 return
             except OSError as error:
                 # Too many open files, say: who waits is let in when there is room.
-                events.warning("nobody can be let in at the control socket: %s", error)
+                if not told:
+                    events.warning("nobody can be let in at the control socket: %s", error)
+                told = True
                 loop.remove_reader(listener.socket)
                 loop.call_later(_ACCEPT_PAUSE_SECONDS, loop.add_reader, listener.socket, let_in)
                 return
+            told = False
             task = loop.create_task(self._attend(client, token))
             attended.add(task)
             task.add_done_callback(functools.partial(left, client))

@@ -847,6 +847,7 @@ def test_another_process_answers_until_it_ends(tmp_path: Path, child: Any) -> No
     (job,) = ask_process(address, ActiveJobsAsked(), timeout=LIMIT)
     assert "note_and_hang" in job.call
     process.process.send_signal(signal.SIGSTOP)
+    within(lambda: os.waitid(os.P_PID, status.pid, os.WSTOPPED))
     with pytest.raises(TimeoutError, match=f"process id {process.process.pid}"):
         ask_process(address, StatusAsked(), timeout=SOON)
     process.process.send_signal(signal.SIGCONT)
