@@ -7,6 +7,7 @@ if __name__ != "perdure.actors":
     )
 
 from perdure.actors.agent import AgentActor
+from perdure.actors.asking import ProcessAddress, active_processes, ask_process
 from perdure.actors.dispatcher import DispatcherActor
 from perdure.actors.messages import (
     ActiveJobsAsked,
@@ -45,6 +46,7 @@ __all__ = [
     "PollDone",
     "PollNow",
     "PollsAsked",
+    "ProcessAddress",
     "QueuePoll",
     "Resize",
     "ResumeQueue",
@@ -56,5 +58,7 @@ __all__ = [
     "SupervisorActor",
     "SystemState",
     "WorkerActor",
+    "active_processes",
+    "ask_process",
     "start",
 ]

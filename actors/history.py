@@ -8,6 +8,7 @@ from collections import OrderedDict, deque
 from datetime import timedelta
 
 from perdure.actors.messages import JobEnded, JobReport, JobStarted, PollDone, Statistics
+from perdure.model.moments import checked_moment
 from perdure.model.ref import JobRef
 
 __all__ = ["History"]
@@ -68,6 +69,13 @@ class History:
         """When the last poll was."""
         return self._polls[0].at if self._polls else None
 
+    @property
+    def last_queues(self) -> tuple[str, ...]:
+        """The queues that the last poll worked for."""
+        if not self._polls:
+            return ()
+        return tuple(queue.queue for queue in self._polls[0].queues if queue.active)
+
     def active(self) -> tuple[JobReport, ...]:
         """Return what runs now, the longest first."""
         return tuple(self._active.values())
@@ -79,13 +87,18 @@ class History:
     def polls(
         self, since: datetime.datetime | None, until: datetime.datetime | None
     ) -> tuple[PollDone, ...]:
-        """Return the polls from `since` to before `until`, newest first."""
+        """Return the polls from `since` to before `until`, newest first.
+
+        Raises `UnknownSettingError` for moments without a time zone, `TypeError` for others.
+        """
+        since, until = _moment("since", since), _moment("until", until)
         return tuple(poll for poll in self._polls if _within(poll.at, since, until))
 
     def statistics(
         self, since: datetime.datetime | None, until: datetime.datetime | None
     ) -> Statistics:
-        """Count the remembered jobs that began in that time."""
+        """Count the remembered jobs that began in that time; raises as `polls` does."""
+        since, until = _moment("since", since), _moment("until", until)
         jobs = [
             job
             for job in (*self._done.values(), *self._active.values())
@@ -103,6 +116,10 @@ class History:
             shortest_failed=_extreme(failed, longest=False),
             longest_failed=_extreme(failed, longest=True),
         )
+
+
+def _moment(name: str, value: datetime.datetime | None) -> datetime.datetime | None:
+    return None if value is None else checked_moment(name, value)
 
 
 def _within(

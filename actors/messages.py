@@ -396,7 +396,8 @@ class StatusReport:
 
     `since_last_poll` is None before the first poll; `active_jobs` counts the jobs that run
     now; `degraded` names the actors that were given up, with the reason; `crashes` counts
-    all crashes of actors since the start.
+    all crashes of actors since the start. `queues` names those that the last poll worked for.
+    `host` and `pid` are the process's, `version` is Perdure's there.
     """
 
     state: SystemState
@@ -406,6 +407,10 @@ class StatusReport:
     active_jobs: int
     degraded: tuple[str, ...]
     crashes: int
+    queues: tuple[str, ...]
+    host: str
+    pid: int
+    version: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,11 +66,18 @@ class Ref(pykka.ActorRef[A]):
         An actor must not wait for an answer of its own.
         """
         future = self._execution.create_future()
-        try:
-            self._inbox.put(Envelope(message, reply_to=future))
-        except pykka.ActorDeadError as error:
-            future.set_exception((type(error), error, None))
+        self.ask_for(future, message)
         return future.get(timeout=timeout) if block else future
+
+    def ask_for(self, reply_to: pykka.Future[Any], message: Any) -> None:
+        """Send a message whose answer, or exception, `reply_to` gets; never blocks or raises.
+
+        It gets it in another thread, as a rule the actor's, which its methods must not hold up.
+        """
+        try:
+            self._inbox.put(Envelope(message, reply_to=reply_to))
+        except pykka.ActorDeadError as error:
+            reply_to.set_exception((type(error), error, None))
 
     def join(self, timeout: timedelta | None = None) -> bool:
         """Wait until the actor's thread has ended; False if it has not in time.

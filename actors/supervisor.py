@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import os
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -35,6 +39,14 @@ from perdure.actors.messages import (
 __all__ = ["SupervisorActor"]
 
 POLLS_MISSED = 3
+
+
+@functools.cache
+def _version() -> str:
+    try:
+        return importlib.metadata.version("perdure")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 class SupervisorActor(Actor):
@@ -148,6 +160,10 @@ class SupervisorActor(Actor):
             active_jobs=len(self._history.active()),
             degraded=tuple(self._degraded),
             crashes=self._crash_count,
+            queues=self._history.last_queues,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=_version(),
         )
 
     @handles(ActiveJobsAsked)

@@ -19,6 +19,7 @@ import transaction
 
 from perdure.actors.base import acts_for
 from perdure.actors.context import Activity, Context, Settings
+from perdure.actors.control import ControlServer
 from perdure.actors.execution import Execution, ThreadedExecution
 from perdure.actors.messages import (
     CancelJob,
@@ -184,6 +185,7 @@ class ActorSystem:
             activity=Activity(clock),
             results=known.results,
         )
+        self._control = ControlServer(self._identity.incarnation, self._ask_for)
         self._waker = _Waker(self._context)
         known.subscribe(self._waker)
         try:
@@ -191,6 +193,7 @@ class ActorSystem:
             self._context.directory.started(self._supervisor)
             # From its answer on there is a dispatcher, to whom `ask` and `stop` can turn.
             self._supervisor.ask(StatusAsked(), timeout=_SUPERVISOR_ANSWERS.total_seconds())
+            self._control.start()
         except BaseException:
             self.stop(timedelta(0))
             raise
@@ -367,6 +370,9 @@ class ActorSystem:
         except pykka.ActorDeadError as error:
             raise PerdureError(f"{self!r} does not answer any more") from error
 
+    def _ask_for(self, reply_to: pykka.Future[Any], message: object) -> None:
+        self._target(message).ask_for(reply_to, message)
+
     def _target(self, message: object) -> Any:
         if isinstance(message, FOR_THE_DISPATCHER):
             dispatcher = self._context.directory.get("dispatcher")
@@ -434,6 +440,8 @@ class ActorSystem:
             stack.callback(self._identity.close)
             stack.callback(self._shrink_pool)
             stack.callback(self._join_actors)
+            # Until here others could see that it stops.
+            stack.callback(self._control.stop)
             self._deactivate(drain)
 
     def _deactivate(self, drain: timedelta) -> None:

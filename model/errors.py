@@ -21,6 +21,7 @@ __all__ = [
     "NotInstalledError",
     "NotStorableError",
     "PerdureError",
+    "ProcessNotReachableError",
     "PutInDoubtError",
     "QueueNotFoundError",
     "ReassignedError",
@@ -75,6 +76,10 @@ class DatabaseLockedError(PerdureError):
 
 class IdentityError(PerdureError):
     """The file with this process's identity cannot be used."""
+
+
+class ProcessNotReachableError(PerdureError):
+    """Another process cannot be asked from here; the text says why, and what to do."""
 
 
 class UnknownMessageError(PerdureError, TypeError):

@@ -26,7 +26,7 @@ from perdure.model.clock import Clock
 from perdure.model.errors import IdentityError
 from perdure.model.lockfile import SUPPORTED, LockFile
 
-__all__ = ["Identity", "Incarnation", "acquire_identity", "proved_dead"]
+__all__ = ["Identity", "Incarnation", "acquire_identity", "has_same_boot", "proved_dead"]
 
 events = logging.getLogger("perdure.events")
 
@@ -151,7 +151,7 @@ def proved_dead(incarnation: Incarnation, own: Incarnation | None = None) -> boo
     """
     if not (incarnation.boot_id and SUPPORTED):
         return False
-    if (incarnation.host, incarnation.boot_id) != (socket.gethostname(), _boot_id()):
+    if not has_same_boot(incarnation):
         return False
     if own is not None and _same_file(own, incarnation):
         return own.token != incarnation.token
@@ -171,6 +171,11 @@ def proved_dead(incarnation: Incarnation, own: Incarnation | None = None) -> boo
         return False
     finally:
         file.close()
+
+
+def has_same_boot(incarnation: Incarnation) -> bool:
+    """Return whether it began on this host, since the host was booted, as far as can be told."""
+    return (incarnation.host, incarnation.boot_id) == (socket.gethostname(), _boot_id())
 
 
 def _same_file(one: Incarnation, other: Incarnation) -> bool:

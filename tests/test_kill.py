@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,42 +15,10 @@ from perdure.model import Job, JobFailedError, Status, check, find_job, get_queu
 from support import jobs
 from support.jobs import Counter, calls
 from support.manual_clock import ManualClock
+from support.processes import Child
 from support.systems import HOUR, LIMIT, within
-from support.tree import TESTS
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
-
-
-class Child:
-    """A process that runs one of the functions of `support.worker_process`."""
-
-    def __init__(self, what: str, uri: str, *, hang: bool = True) -> None:
-        path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-        if hang:
-            environment[jobs.HANG] = "1"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "support.worker_process", what, uri],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def line(self) -> str:
-        """The next line that it says; '' when it has ended."""
-        assert self.process.stdout is not None
-        return str(within(self.process.stdout.readline)).strip()
-
-    def end(self) -> int:
-        return self.process.wait(LIMIT.total_seconds())
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 @pytest.fixture

@@ -282,9 +282,17 @@ def return_long(length: int) -> str:
 
 def tell_state_at_stop(name: str) -> str:
     """Wait until the system stops, and say what it says of itself then."""
-    system = systems[name]
+    wait_for_stop(systems[name])
+    return str(systems[name].ask(StatusAsked()).state.value)
+
+
+def call_at_stop(name: str) -> Any:
+    """Wait until the system stops, and return what the first of `calls` returns then."""
+    wait_for_stop(systems[name])
+    return calls[0]()
+
+
+def wait_for_stop(system: Any) -> None:
     gates["state"].entered.release()
-    stop = system._context.stop
     with contextlib.suppress(StopRequested):
-        stop.wait(datetime.timedelta(seconds=LIMIT_SECONDS))
-    return str(system.ask(StatusAsked()).state.value)
+        system._context.stop.wait(datetime.timedelta(seconds=LIMIT_SECONDS))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from datetime import timedelta
 
 from perdure.actors import start
-from support import jobs
+from support import addresses, jobs
 
 HOUR = timedelta(hours=1)
 
@@ -46,6 +47,26 @@ def polite(uri: str) -> None:
     jobs.say("stopped")
     while True:
         threading.Event().wait(0.1)
+
+
+def answer(uri: str) -> None:
+    """Say the address, begin a job, and answer questions until killed."""
+    system = start(uri, {"": 1}, poll_interval=HOUR)
+    system.put(jobs.note_and_hang, "begun")
+    jobs.say(addresses.write(addresses.address_of(system)))
+    threading.Event().wait()
+
+
+def fork(uri: str) -> None:
+    """Answer questions, with a child that has all that a forked one gets; it ends with stdin."""
+    system = start(uri, {"": 1}, poll_interval=HOUR)
+    if not os.fork():
+        system._control.stop()
+        jobs.say("forked")
+        os.read(0, 1)
+        os._exit(0)
+    jobs.say(addresses.write(addresses.address_of(system)))
+    threading.Event().wait()
 
 
 if __name__ == "__main__":
