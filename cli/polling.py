@@ -6,14 +6,14 @@ import datetime
 from collections.abc import Iterator
 from dataclasses import replace
 
-from perdure.actors import PollDone, PollsAsked
+from perdure.actors import PollDone, PollsAsked, active_processes
 from perdure.cli.changing import find_queue
 from perdure.cli.database import reading
 from perdure.cli.durations import show_moment
 from perdure.cli.naming import queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import print_json, print_line, print_table
-from perdure.cli.processes import Answer, active_processes, ask_all
+from perdure.cli.processes import Answer, ask_all
 
 __all__ = ["show_polls"]
 

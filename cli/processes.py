@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-try:
-    from perdure.actors import ProcessAddress, active_processes, ask_process
-except ImportError:
-
-    def active_processes(connection):
-        return ()
-
-    ProcessAddress = Any
+from perdure.actors import ProcessAddress, ask_process
 from perdure.model import PerdureError
 
 __all__ = ["Answer", "ask_all"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from perdure.actors import StatusAsked
+from perdure.actors import StatusAsked, active_processes
 from perdure.cli.database import connected, opened
 from perdure.cli.durations import show_duration, show_moment
 from perdure.cli.naming import process_shown, queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import plain, print_facts, print_json, print_line, print_table, size_shown
-from perdure.cli.processes import Answer, active_processes, ask_all
+from perdure.cli.processes import Answer, ask_all
 from perdure.model import (
     AgentStatus,
     DatabaseStatus,
