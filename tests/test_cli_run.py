@@ -309,6 +309,23 @@ def test_what_runs_may_end_within_the_drain(shell: Shell, shop: Shop, started):
 
 @pytest.mark.slow
 @pytest.mark.process
+def test_two_terminals_work_on_one_file(shell: Shell, started):
+    run = started("--queue", ":2")
+    run.wait_for("running jobs of")
+
+    out = shell.ok("put", "app:add", "2", "3", "--wait").splitlines()
+    status = shell.json("status")
+
+    assert out[1:] == ["5"]
+    assert status["dispatchers"][0]["live"]["pid"] == run.process.pid
+    run.process.send_signal(signal.SIGTERM)
+    assert list(run.events())[-1]["event"] == "stopped"
+    assert run.process.wait(SECONDS) == 0
+    assert shell.json("show", out[0])["status"] == "completed"
+
+
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_reader_that_leaves_is_met_with_silence(shell: Shell, shop: Shop):
     done = subprocess.run(
         f"{sys.executable} -m perdure.cli jobs --json | head -1",
