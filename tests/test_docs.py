@@ -9,6 +9,9 @@ Each page is one test, run in an empty folder, its blocks from top to bottom:
 ``console`` blocks
     each ``$ command`` is run by the shell and has to end with status 0; the lines below it are
     what it prints (both streams), where ``...`` stands for anything.
+``shell-session`` blocks
+    the same in a first terminal, where ``$ command`` goes on while other blocks are run; the
+    block is done when it has printed what stands below. One that begins with ``^C`` ends it.
 
 Blocks of any other language (``text``, ``sh``) are only shown. ``<!-- skip: next -->`` before a
 block leaves it out.
@@ -16,6 +19,7 @@ block leaves it out.
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
 import os
@@ -30,6 +34,7 @@ import pytest
 from sybil import Example, Sybil
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
+from support.terminal import Terminal
 from support.tree import DOCS, ROOT
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -89,15 +94,22 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "COLUMNS": "100"}
 
 
-SYBIL = Sybil(
-    parsers=[
-        PythonParser(doctest_optionflags=_FLAGS),
-        CodeBlockParser("console", run_commands),
-        SkipParser(),
-    ],
-    path=str(ROOT),
-    patterns=["*.md"],
-)
+def parser(terminal: Terminal) -> Sybil:
+    """What takes a page apart into blocks."""
+
+    def run_in_terminal(example: Example) -> str | None:
+        return terminal.type(str(example.parsed))
+
+    return Sybil(
+        parsers=[
+            PythonParser(doctest_optionflags=_FLAGS),
+            CodeBlockParser("console", run_commands),
+            CodeBlockParser("shell-session", run_in_terminal),
+            SkipParser(),
+        ],
+        path=str(ROOT),
+        patterns=["*.md"],
+    )
 
 
 @pytest.mark.slow
@@ -106,8 +118,34 @@ SYBIL = Sybil(
 def test_the_examples_of_a_page_do_what_they_say(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    for example in SYBIL.parse(page).examples():
-        example.evaluate()
+    with contextlib.closing(Terminal(environment, _FLAGS)) as terminal:
+        for example in parser(terminal).parse(page).examples():
+            example.evaluate()
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_first_terminal_is_compared_with_what_it_should_print(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "talk.py").write_text(TALK)
+
+    with contextlib.closing(Terminal(environment, _FLAGS)) as terminal:
+        assert "nothing runs" in terminal.type("^C\n")
+        assert terminal.type("$ python talk.py\nhel...\n") is None
+        assert "still busy" in terminal.type("$ python talk.py\nhello\n")
+        assert terminal.type("^C\nbye\n") is None
+        assert "printed:\nhello" in terminal.type("$ python talk.py end\ngoodbye\n")
+        assert "status 3" in terminal.type("^C\n")
+
+
+TALK = """
+import signal, sys
+signal.signal(signal.SIGINT, lambda *args: (print("bye"), sys.exit(0)))
+print("hello", flush=True)
+if sys.argv[1:]:
+    sys.exit(3)
+signal.pause()
+"""
 
 
 def modules() -> list[str]:
