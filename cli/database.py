@@ -13,11 +13,12 @@ from ZEO.Exceptions import ClientDisconnected
 
 from perdure.actors.opening import open_database
 from perdure.cli.errors import CommandError
+from perdure.cli.naming import queue_name
 from perdure.cli.options import Source
-from perdure.model import ROOT_KEY, NotInstalledError
+from perdure.model import ROOT_KEY, NotInstalledError, Queue, get_queue
 from perdure.model.queues import find_queues
 
-__all__ = ["change", "connected", "opened", "reading"]
+__all__ = ["change", "connected", "find_queue", "opened", "reading"]
 
 T = TypeVar("T")
 
@@ -123,3 +124,8 @@ def _check_installed(connection: Any) -> None:
             "this database has no queues yet: `perdure run` makes them, and so does "
             "perdure.model.install"
         ) from error
+
+
+def find_queue(connection: Any, text: str) -> Queue:
+    """Return the queue that somebody calls `text`; raises `QueueNotFoundError`."""
+    return get_queue(connection, queue_name(text, find_queues(connection)))

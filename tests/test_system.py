@@ -560,6 +560,23 @@ def test_what_runs_may_end_within_the_drain_time(
     assert read(system, waiting, "status") is Status.PENDING and calls == []
 
 
+@pytest.mark.spec("D10")
+def test_a_stop_without_a_drain_ends_the_drain_of_another_thread(
+    systems: Systems, manual_clock: ManualClock
+) -> None:
+    system = systems.start(queues={"": 1}, clock=manual_clock)
+    running = system.put(jobs.pass_gate, "g")
+    gates["g"].wait_until_entered()
+    settled(system)
+    stopping = threading.Thread(target=system.stop)
+    stopping.start()
+    manual_clock.wait_until_waiting(3)  # heartbeat, dispatcher, and who waits for the job
+    within(lambda: system.stop(NOW))
+    stopping.join(LIMIT.total_seconds())
+    assert not stopping.is_alive()
+    assert read(system, running, "status") is Status.ACTIVE
+
+
 @pytest.mark.spec("D10", "D6")
 def test_what_does_not_end_in_time_is_interrupted_and_can_commit_no_more(
     systems: Systems, caplog: pytest.LogCaptureFixture
