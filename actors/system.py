@@ -29,7 +29,6 @@ from perdure.actors.messages import (
     StopTree,
     Wake,
 )
-from perdure.actors.opening import database_file, is_in_memory, open_database
 from perdure.actors.supervisor import SupervisorActor
 from perdure.model import local
 from perdure.model.clock import Clock, StopSignal, SystemClock
@@ -52,6 +51,7 @@ from perdure.model.ref import JobRef, find_job
 from perdure.model.retrying import is_disconnect
 from perdure.model.status import Status
 from perdure.model.storable import contains_persistent
+from perdure.storage.opening import database_file, is_in_memory, open_database
 
 __all__ = ["ActorSystem", "start"]
 

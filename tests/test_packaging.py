@@ -16,7 +16,7 @@ import pytest
 
 from support.tree import DOCS, ROOT, TESTS
 
-ROOMS = ("model", "actors", "cli")
+ROOMS = ("model", "storage", "actors", "cli")
 CLOCK = ROOT / "model" / "clock.py"
 
 
