@@ -8,6 +8,7 @@ when it is closed, and fails with `ClientDisconnected` where ZEO can fail with s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
 import threading
 from collections.abc import Callable, Iterator
@@ -85,6 +86,24 @@ class Client(ClientStorage):
         self._connection_generation += 1
         asyncio.get_running_loop().call_soon(self._told)
 
+    @contextlib.contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        # What uses the cache at the moment of the close finds it without its file.
+        try:
+            yield
+        except (AttributeError, ValueError) as error:
+            if not self._server.ended:
+                raise
+            raise ClientDisconnected("closed") from error
+
+    def loadBefore(self, oid: bytes, tid: bytes) -> Any:
+        with self._until_closed():
+            return super().loadBefore(oid, tid)
+
+    def tpc_vote(self, transaction: Any) -> Any:
+        with self._until_closed():
+            return super().tpc_vote(transaction)
+
     def length_and_size(self) -> tuple[int, int]:
         """Return how many objects there are, and the size in bytes, as it is now."""
         info = self._call("get_info")
@@ -107,7 +126,7 @@ class _Runner(ClientThread, Inherited):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._guard = threading.Lock()
-        self._ended = False
+        self.ended = False
         self._selector = selectors.DefaultSelector()
         self.loop = asyncio.SelectorEventLoop(self._selector)
         let_go_in_children(self)
@@ -124,7 +143,7 @@ class _Runner(ClientThread, Inherited):
             # Whatever gets into the loop before it is told to end is answered by that end; what
             # came later would never be.
             with self._guard:
-                if self._ended:
+                if self.ended:
                     coroutine.close()
                     raise ClientDisconnected("closed")
                 future = run_coroutine_threadsafe(coroutine, loop)
@@ -139,27 +158,32 @@ class _Runner(ClientThread, Inherited):
 
         self.io_call = io_call
 
+    @staticmethod
+    def _io_call_after_closure(coroutine: Any, wait: bool = True) -> Any:
+        coroutine.close()
+        raise ClientDisconnected("closed")
+
     def async_(self, method: str, *args: Any) -> None:
         with self._guard:
-            if self._ended:
+            if self.ended:
                 raise ClientDisconnected("closed")
             super().async_(method, *args)
 
     def async_iter(self, messages: Any) -> None:
         with self._guard:
-            if self._ended:
+            if self.ended:
                 raise ClientDisconnected("closed")
             super().async_iter(messages)
 
     def close(self) -> None:
-        if not self._ended:
+        if not self.ended:
             # The base class calls once more, by way of this.
             self.io_call = self._last_call
         super().close()
 
     def _last_call(self, coroutine: Any, wait: bool = True) -> Any:
         with self._guard:
-            self._ended = True
+            self.ended = True
             future = run_coroutine_threadsafe(coroutine, self.loop)
         return future.result()
 

@@ -42,6 +42,9 @@ NAME = "1"
 #: How many commits are remembered for clients that come back.
 _REMEMBERED = 1000
 
+#: How many commits are noted while there is no client, before they are looked at.
+_PENDING = 100
+
 #: Clients that were away for less than so many seconds learn what changed from the file.
 _AWAY_SECONDS = 3600
 
@@ -147,8 +150,7 @@ class Server(StorageServer, Inherited):
 
     def prepare(self, tid: bytes, oids: list[bytes], session: _Session | None = None) -> None:
         """Note what a transaction changes that is being finished, under the storage's lock."""
-        with self._guard:
-            self._pending.append((tid, oids, session))
+        self._pending.append((tid, oids, session))
 
     def committed(self, tid: bytes) -> None:
         """Have the clients told of all commits up to this one, which is on disk."""
@@ -157,7 +159,7 @@ class Server(StorageServer, Inherited):
                 self.event_loop.call_soon_threadsafe(self.flush, tid)
             except RuntimeError:
                 pass  # it has ended, and nobody is left to be told
-        else:
+        elif len(self._pending) > _PENDING:
             # A client that comes in this moment is told the last transaction, which is this one.
             self.flush(tid, tell=False)
 

@@ -541,6 +541,11 @@ class SharedStorage(Inherited):
     def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str = " ") -> None:
         if self._begun_on(transaction) is not None:
             raise StorageTransactionError("tpc_begin was called twice for one transaction")
+        side = self._side
+        if isinstance(side, LocalFace) and not self._closed:
+            side.tpc_begin(transaction, tid, status)
+            transaction.set_data(self, side)
+            return
 
         def begin(reads: LocalFace | Client) -> LocalFace | Client:
             side = self._side
