@@ -21,6 +21,7 @@ from ZEO.Exceptions import ClientDisconnected
 from ZODB.blob import FilesystemHelper
 from ZODB.POSException import StorageTransactionError
 
+from perdure.storage.commitlock import CommitLock
 from perdure.storage.forking import Inherited, let_go_in_children, of_selector
 from perdure.storage.place import Place
 from perdure.storage.server import NAME
@@ -55,6 +56,12 @@ class Client(ClientStorage):
             wait_timeout=_WAIT_SECONDS,
             _client_factory=_Runner,
         )
+        # Who waits for it goes on at the close, with whoever has the file then.
+        self._commit_lock = CommitLock()
+
+    def close(self) -> None:
+        self._commit_lock.end()
+        super().close()
 
     def wait_for_connection(self, timeout_seconds: float) -> bool:
         """Return whether it is connected, within that time."""
@@ -95,6 +102,16 @@ class Client(ClientStorage):
             if not self._server.ended:
                 raise
             raise ClientDisconnected("closed") from error
+
+    def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str = " ") -> None:
+        try:
+            super().tpc_begin(transaction, tid, status)
+        except ClientDisconnected:
+            buffer = transaction.data(self)
+            if buffer is not None:  # it was closed while this waited for its turn
+                buffer.close()
+                transaction.set_data(self, None)
+            raise
 
     def loadBefore(self, oid: bytes, tid: bytes) -> Any:
         with self._until_closed():

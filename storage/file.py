@@ -19,7 +19,8 @@ from typing import Any
 
 import zope.interface
 from ZODB.FileStorage import FileStorage
-from ZODB.FileStorage.FileStorage import FileStorageError
+from ZODB.FileStorage.FileStorage import FileStorageError, packed_version
+from ZODB.utils import u64, z64
 
 from perdure.storage.commitlock import CommitLock
 from perdure.storage.forking import Inherited, let_go_in_children
@@ -49,9 +50,19 @@ class SharedFile(FileStorage, Inherited):
         except BaseException:
             self._close_files()
             raise
+        self._forget_unfinished()
         self._commit_lock = self.commit_lock = CommitLock()
         self._commit_lock_acquire = self.commit_lock.acquire
         self._commit_lock_release = self.commit_lock.release
+
+    def _forget_unfinished(self) -> None:
+        # FileStorage takes the id of a transaction that it has cut off, as nobody had finished
+        # it, for the last one. Who heard of it would be ahead of the next one to open the file.
+        self._ltid = z64
+        if self._pos > len(packed_version):
+            self._file.seek(self._pos - 8)
+            length = u64(self._file.read(8))
+            self._ltid = self._read_txn_header(self._pos - length - 8).tid
 
     def changed(self) -> list[bytes]:
         """The objects that the transaction under way has written so far."""

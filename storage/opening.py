@@ -155,7 +155,8 @@ def _check_file(path: str, create: bool) -> None:
     """Refuse what cannot be opened before it is locked, and given files beside it."""
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
-        raise DatabaseNotFoundError(
+        kind = UnknownSettingError if create else DatabaseNotFoundError
+        raise kind(
             f"the database {path} cannot be opened: there is no folder {folder}; make it first"
         )
     try:

@@ -279,6 +279,11 @@ class _Session(ZEOStorage):
         self.server.catch_up()
         return super().loadBefore(oid, tid)
 
+    def _vote(self, delay: Any = None) -> Any:
+        # If it ends in a conflict, the client knows of what it conflicts with.
+        self.server.catch_up()
+        return super()._vote(delay)
+
     def tpc_finish(self, id: int) -> Result:
         # Unlike the base class: a finish that comes too late has not taken place.
         self._check_tid(id, exc=StorageTransactionError)

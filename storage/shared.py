@@ -423,7 +423,7 @@ class SharedStorage(Inherited):
     def loadBefore(self, oid: bytes, tid: bytes) -> Any:
         try:
             return self._reads.loadBefore(oid, tid)
-        except ClientDisconnected:
+        except (ClientDisconnected, ValueError):
             return self._patiently(lambda side: side.loadBefore(oid, tid))
 
     def load(self, oid: bytes, version: str = "") -> Any:
@@ -621,11 +621,9 @@ class SharedStorage(Inherited):
         return self._own_side(transaction).tpc_vote(transaction)
 
     def tpc_finish(self, transaction: Any, f: Callable[[bytes], None] = lambda tid: None) -> bytes:
-        side = self._own_side(transaction)
-        try:
-            tid: bytes = side.tpc_finish(transaction, f)
-        finally:
-            transaction.set_data(self, None)
+        tid: bytes = self._own_side(transaction).tpc_finish(transaction, f)
+        # What fails is ended by `tpc_abort`.
+        transaction.set_data(self, None)
         return tid
 
     def tpc_abort(self, transaction: Any) -> None:

@@ -488,7 +488,9 @@ class Soak:
                     f"{counted[pair]} commits"
                 )
         for path in sorted(self.folder.glob("*.record")):
-            said: dict[str, set[int]] = {key: set() for key in ("begun", "done", "refused", "doubt")}
+            said: dict[str, set[int]] = {
+                key: set() for key in ("begun", "done", "refused", "doubt")
+            }
             for line in path.read_text().splitlines():
                 word, number = line.split()
                 said[word].add(int(number))
