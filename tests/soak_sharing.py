@@ -81,7 +81,7 @@ def early_answer() -> None:
         from ZEO.asyncio.server import Result
 
         chance.append(None)
-        if len(chance) % 50:
+        if len(chance) % 20:
             return whole(self, id)
         tid = self.storage.file._tid
         self.storage.tpc_abort(self.transaction)
@@ -466,9 +466,9 @@ class Soak:
         self.must_get_on(*self.running)
 
     def rest(self, seconds: float, until: float) -> None:
-        seconds = min(seconds, until - time.monotonic())
-        if seconds > 0:
-            threading.Event().wait(seconds)
+        end = min(time.monotonic() + seconds, until)
+        while time.monotonic() < end and all(each.popen.poll() is None for each in self.running):
+            threading.Event().wait(0.05)
 
     def check(self) -> None:
         """Compare the file with the records."""
