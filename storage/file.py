@@ -13,6 +13,7 @@ whichever way that came about: stored, resolved after a conflict, undone, delete
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import zope.interface
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.FileStorage import FileStorageError, packed_version
+from ZODB.interfaces import IBlobStorageRestoreable
 from ZODB.utils import u64, z64
 
 from perdure.storage.commitlock import CommitLock
@@ -37,7 +39,7 @@ class SharedFile(FileStorage, Inherited):
     Raises what `FileStorage` raises, `zc.lockfile.LockError` where another process has it.
     """
 
-    def __init__(self, path: str, blob_dir: str | None) -> None:
+    def __init__(self, path: str, blob_dir: str | None, blob_layout: str = "automatic") -> None:
         let_go_in_children(self)
         self._open = True
         #: Called when a commit has failed half-way, and the file was closed for that.
@@ -46,7 +48,13 @@ class SharedFile(FileStorage, Inherited):
         self._replacing = threading.Lock()
         self._pack_replaces = False
         try:
-            super().__init__(path, blob_dir=blob_dir, packer=self._copy_packed)
+            super().__init__(path, packer=self._copy_packed)
+            if blob_dir is not None:
+                # Not by FileStorage, which empties the folder where the file is missing: it may
+                # be missing by mistake.
+                self.blob_dir = os.path.abspath(blob_dir)
+                self._blob_init(self.blob_dir, blob_layout)
+                zope.interface.alsoProvides(self, IBlobStorageRestoreable)
         except BaseException:
             self._close_files()
             raise

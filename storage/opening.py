@@ -10,8 +10,7 @@ from typing import Any
 import zc.lockfile
 import ZODB
 import zodburi
-from ZODB.blob import FilesystemHelper
-from ZODB.FileStorage.FileStorage import packed_version
+from ZODB.FileStorage.FileStorage import FileStorageError, packed_version
 
 from perdure.model.errors import (
     DatabaseAccessError,
@@ -95,14 +94,20 @@ def _open_shared(
     blobs = os.path.abspath(options.get("blobstorage_dir", path + BLOBS_SUFFIX))
     storage = None
     try:
-        if "blobstorage_layout" in options:
-            FilesystemHelper(blobs, options["blobstorage_layout"]).create()
-        storage = SharedStorage(path, blob_dir=blobs, create=create, limits=Limits(wait=wait))
+        storage = SharedStorage(
+            path,
+            blob_dir=blobs,
+            blob_layout=options.get("blobstorage_layout", "automatic"),
+            create=create,
+            limits=Limits(wait=wait),
+        )
         opened = ZODB.DB(storage, **settings)
         storage.share()
     except BaseException as error:
         if storage is not None:
             storage.close()
+        if isinstance(error, FileStorageError):
+            raise _damaged(shown, error) from error
         if isinstance(error, OSError):
             raise _not_accessible(shown, error) from error
         if isinstance(error, KeyError | ValueError):
@@ -124,8 +129,10 @@ def _open_by_uri(shown: str, uri: str) -> Any:
         raise DatabaseNotFoundError(
             f"the database {shown} cannot be opened: there is no {error.filename}"
         ) from error
-    except PermissionError as error:
+    except OSError as error:
         raise _not_accessible(shown, error) from error
+    except FileStorageError as error:
+        raise _damaged(shown, error) from error
 
 
 def _resolve(uri: str) -> tuple[Any, dict[str, Any]]:
@@ -134,6 +141,13 @@ def _resolve(uri: str) -> tuple[Any, dict[str, Any]]:
     except (KeyError, ValueError) as error:
         raise UnknownSettingError(f"{uri!r} names no database: {error}") from error
     return factory, settings
+
+
+def _damaged(shown: str, error: Exception) -> DatabaseAccessError:
+    return DatabaseAccessError(
+        f"the database {shown} cannot be opened: it is damaged ({error}); restore a copy, or save "
+        "what can be read with python -m ZODB.fsrecover"
+    )
 
 
 def _not_accessible(shown: str, error: OSError) -> DatabaseAccessError:

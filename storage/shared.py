@@ -92,6 +92,7 @@ class SharedStorage(Inherited):
     :param path: the file; it is made if it is not there, unless `create` is false.
     :param blob_dir: the folder of its blobs; None for a database without blobs. Where another
         process has opened the file already, its folder is used.
+    :param blob_layout: ``bushy`` or ``lawn``, as the ZODB knows them; only for a new folder.
     :param create: whether a missing file is made.
     :param limits: how long things may take.
     :param clock: the clock by which waits are measured.
@@ -109,12 +110,14 @@ class SharedStorage(Inherited):
         path: str,
         *,
         blob_dir: str | None = None,
+        blob_layout: str = "automatic",
         create: bool = True,
         limits: Limits | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._place = Place(path)
         self._wanted_blobs = blob_dir
+        self._blob_layout = blob_layout
         self._create = create
         self._limits = limits or Limits()
         self._clock = clock or SystemClock()
@@ -237,7 +240,7 @@ class SharedStorage(Inherited):
         try:
             if not self._create and not os.path.isfile(self._place.path):
                 raise DatabaseNotFoundError(f"the database {self._place.path} has gone")
-            self._file = SharedFile(self._place.path, self._wanted_blobs)
+            self._file = SharedFile(self._place.path, self._wanted_blobs, self._blob_layout)
         except zc.lockfile.LockError:
             lock.close()
             return None
@@ -316,7 +319,7 @@ class SharedStorage(Inherited):
         with self._turning:
             if self._closed:
                 return True
-            self._wanted_blobs = client.blob_dir
+            self._wanted_blobs, self._blob_layout = client.blob_dir, "automatic"
             self._create = False
             face = self._try_to_own()
             if face is None:
