@@ -322,23 +322,23 @@ def test_others_are_told_when_a_commit_is_on_disk_and_not_before(
     owner: Side, client: Side, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    finish, invalidate = SharedFile._finish, client.storage._invalidate
+    finish, (session,) = SharedFile._finish, owner.storage._server._sessions
+    invalidate = session.invalidate
 
     def finish_slowly(self: Any, *args: Any) -> None:
-        # Whatever has been told is told now.
+        # What the loop has been given to tell is told now.
         asked = threading.Event()
         owner.storage._server.event_loop.call_soon_threadsafe(asked.set)
         asked.wait(LIMIT.total_seconds())
-        client.storage.getName()
         finish(self, *args)
         order.append("on disk")
 
+    def tell(tid: bytes, oids: Any) -> None:
+        order.append("told")
+        invalidate(tid, oids)
+
     monkeypatch.setattr(SharedFile, "_finish", finish_slowly)
-    monkeypatch.setattr(
-        client.storage,
-        "_invalidate",
-        lambda tid, oids: (order.append("told"), invalidate(tid, oids)),
-    )
+    monkeypatch.setattr(session, "invalidate", tell)
     client.hear(owner.commit(n=1))
     assert order == ["on disk", "told"]
 
