@@ -65,17 +65,19 @@ class Side:
         return self.connection.root()
 
     def commit(self, **values: Any) -> bytes:
-        """Commit these values, if need be after conflicts with what is not known here yet."""
+        """Commit these values, if need be after errors after which one tries again."""
         for _ in range(20):
-            self.manager.begin()
-            self.root.update(values)
             try:
+                self.manager.begin()
+                self.root.update(values)
                 self.manager.commit()
-            except ConflictError:
+            except TransientError:
                 self.manager.abort()
+                if self.storage._closed:
+                    raise
             else:
                 return bytes(self.root._p_serial)
-        raise AssertionError("conflicts without end")
+        raise AssertionError("errors without end")
 
     def hear(self, tid: bytes) -> None:
         """Return when this side has heard of that commit, and see it."""
@@ -361,8 +363,9 @@ def test_open_connections_go_on_when_the_owner_ends(owner: Side, client: Side) -
     client.hear(owner.commit(part=PersistentMapping(n=1)))
     assert client.root["part"]["n"] == 1
     owner.close()
-    client.root["part"]["n"] += 1
-    client.manager.commit()
+    for attempt in client.manager.attempts(5):
+        with attempt:
+            client.root["part"]["n"] += 1
     assert client.storage.is_owner()
     assert client.root["part"]["n"] == 2
 
