@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 import subprocess
@@ -20,7 +21,8 @@ from persistent.mapping import PersistentMapping
 from transaction.interfaces import TransientError
 from ZODB.FileStorage import FileStorage
 
-from perdure.model import DatabaseLockedError
+from perdure.actors import start
+from perdure.model import DatabaseLockedError, PutInDoubtError, check
 from perdure.storage import SharedStorage, open_database
 from perdure.storage.limits import Limits
 from support.systems import within
@@ -400,3 +402,46 @@ def test_the_soak_finds_a_deliberate_fault(fault: str) -> None:
     )
     assert done.returncode == 1, done.stdout
     assert "wrong: " in done.stdout and "failed with --seed 2" in done.stdout
+
+
+# Systems
+
+
+@pytest.mark.spec("D1")
+def test_a_second_process_runs_the_jobs_that_the_first_one_puts(path: Path) -> None:
+    search = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with start(path, {"": 0}, poll_interval=timedelta(seconds=0.2)) as system:
+        ref = system.put(operator.add, 2, 3)
+        with subprocess.Popen(
+            [sys.executable, "-m", "support.worker_process", "run", f"file://{path}"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as other:
+            try:
+                assert other.stdout is not None
+                said = within(other.stdout.readline, LIMIT)
+                assert said.startswith("uuid ") and str(system.uuid) not in said
+                assert system.result(ref, timeout=LIMIT) == 5
+            finally:
+                other.kill()
+        assert check(system.database) == []
+
+
+def test_a_system_goes_on_when_the_process_that_had_the_file_is_killed(
+    path: Path, child: Callable[..., Child]
+) -> None:
+    owner = child()
+    assert owner.open() == "owner"
+    with start(path, {"": 1}, poll_interval=timedelta(seconds=0.2)) as system:
+        assert system.result(system.put(operator.add, 2, 3), timeout=LIMIT) == 5
+        owner.kill()
+        while True:
+            try:
+                ref = system.put(operator.add, 3, 4)
+            except (TransientError, PutInDoubtError):
+                continue
+            break
+        assert system.result(ref, timeout=LIMIT) == 7
+        assert system.database.storage.is_owner()
+        assert check(system.database) == []
