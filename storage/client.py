@@ -182,9 +182,15 @@ class _Runner(ClientThread, Inherited):
 
     def async_(self, method: str, *args: Any) -> None:
         with self._guard:
-            if self.ended:
-                raise ClientDisconnected("closed")
-            super().async_(method, *args)
+            if self.ended or not self.client.operational:
+                raise ClientDisconnected("closed" if self.ended else "the connection is lost")
+            self.loop.call_soon_threadsafe(self._send, method, args)
+
+    def _send(self, method: str, args: tuple[Any, ...]) -> None:
+        # Where the connection was lost meanwhile, the transaction fails at its next step.
+        protocol = self.client.protocol
+        if protocol is not None and not protocol.closed:
+            protocol.call_async(method, args)
 
     def async_iter(self, messages: Any) -> None:
         with self._guard:

@@ -378,25 +378,27 @@ def attempt(path: Path) -> str:
 # The soak
 
 
-def soak(*arguments: str) -> subprocess.CompletedProcess[str]:
+def soak(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tests.soak_sharing", *arguments],
         cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(folder)},
         capture_output=True,
         text=True,
         timeout=600,
     )
 
 
-def test_a_short_soak_finds_nothing() -> None:
-    done = soak("--minutes", "0.1", "--processes", "3", "--kills", "3", "--seed", "1")
+def test_a_short_soak_finds_nothing(tmp_path: Path) -> None:
+    done = soak(tmp_path, "--minutes", "0.1", "--processes", "3", "--kills", "3", "--seed", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing was wrong" in done.stdout
 
 
 @pytest.mark.parametrize("fault", ["deaf_owner", "deaf_clients", "blind_takeover", "early_answer"])
-def test_the_soak_finds_a_deliberate_fault(fault: str) -> None:
+def test_the_soak_finds_a_deliberate_fault(fault: str, tmp_path: Path) -> None:
     done = soak(
+        tmp_path,
         *("--minutes", "1", "--processes", "3", "--kills", "20", "--seed", "2"),
         *("--patience", "15", "--fault", fault),
     )
