@@ -267,10 +267,15 @@ class SharedStorage(Inherited):
         side = self._side
         if not self._sharing or self._server is not None or not isinstance(side, LocalFace):
             return
-        server = Server(
-            ServedFace(side.file, self._invalidate, self._tell), self._place, self._limits
-        )
-        side.prepare, side.committed = server.prepare, server.committed
+        # No commit may come between what the server reads of the file and what it is told.
+        side.file.commit_lock.acquire()
+        try:
+            server = Server(
+                ServedFace(side.file, self._invalidate, self._tell), self._place, self._limits
+            )
+            side.prepare, side.committed = server.prepare, server.committed
+        finally:
+            side.file.commit_lock.release()
         server.start()
         self._server = server
 
@@ -295,7 +300,10 @@ class SharedStorage(Inherited):
                 if self._closed:
                     return
             try:
-                if self._take_over(client):
+                if self.is_owner() or self._take_over(client):
+                    with self._turning:
+                        if not self._ended:
+                            self._serve()
                     return
                 nudged = self._nudge(client, nudged)
             except Exception:
@@ -324,33 +332,47 @@ class SharedStorage(Inherited):
             face = self._try_to_own()
             if face is None:
                 return False
-            client.close()
-            seen = client.lastTransaction()
-            last = face.lastTransaction()
-            if last < seen:
-                logger.critical(
-                    "the database %s is older than what this process has read: it was replaced; "
-                    "restart the process",
-                    self._place.path,
-                )
-                self._end("the database was replaced by an older one: restart the process")
+            try:
+                changed = self._move_to(face, client)
+            except BaseException as error:
+                self._end(f"the database could not be taken over: {error}")
+                raise
+            if changed is None:
                 return True
-            if self._db is not None:
-                face.registerDB(self._db)
-            face.file.set_max_oid(_later(face.file._oid, _OIDS_SKIPPED))
-            # From here on the order counts, see above.
-            self._reads = face
-            oids = set(changes_since(face.file, seen)) if last > seen else set()
-            if oids:
-                self._invalidate(last, list(oids))
-            with self._changed:
-                self._side = face
-                self._changed.notify_all()
-            self._serve()
         logger.info("this process has taken over the database %s", self._place.path)
+        last, oids = changed
         if oids:
-            self._tell(last, list(oids))
+            self._tell(last, oids)
         return True
+
+    def _move_to(self, face: LocalFace, client: Client) -> tuple[bytes, list[bytes]] | None:
+        """Change sides, as is said above; None if that cannot be.
+
+        Returns the last transaction, and the objects that had changed without being told.
+        """
+        client.close()
+        seen = client.lastTransaction()
+        last = face.lastTransaction()
+        if last < seen:
+            logger.critical(
+                "the database %s is older than what this process has read: it was replaced; "
+                "restart the process",
+                self._place.path,
+            )
+            self._end("the database was replaced by an older one: restart the process")
+            return None
+        if self._db is not None:
+            face.registerDB(self._db)
+        face.file.set_max_oid(_later(face.file._oid, _OIDS_SKIPPED))
+        # From here on the order counts, see above.
+        self._reads = face
+        oids = list(set(changes_since(face.file, seen))) if last > seen else []
+        if oids:
+            self._invalidate(last, oids)
+        with self._changed:
+            self._side = face
+            self._changed.notify_all()
+        return last, oids
 
     def _fail(self) -> None:
         """End after a commit that failed half-way; the next owner sees what is on disk."""

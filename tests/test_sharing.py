@@ -29,6 +29,8 @@ from ZODB.utils import z64
 from perdure.model import DatabaseAccessError, DatabaseLockedError, DatabaseNotFoundError
 from perdure.model.lockfile import LockFile
 from perdure.storage import SharedStorage
+from perdure.storage import server as server_module
+from perdure.storage import shared as shared_module
 from perdure.storage.file import SharedFile
 from perdure.storage.limits import Limits
 from perdure.storage.place import Place
@@ -478,6 +480,37 @@ def test_a_file_that_was_replaced_by_an_older_one_is_not_taken_over(
     client.manager.abort()
 
 
+def test_a_take_over_that_fails_leaves_the_file_to_others(
+    owner: Side, client: Side, side: Callable[..., Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = side()
+    changes_since, failed = shared_module.changes_since, []
+
+    def fail_once(*args: Any) -> Any:
+        if not failed:
+            failed.append(None)
+            raise OSError(5, "Input/output error")
+        return changes_since(*args)
+
+    monkeypatch.setattr(shared_module, "changes_since", fail_once)
+    with client.storage._turning, third.storage._turning:
+        monkeypatch.setattr(Server, "flush", lambda self, tid, tell=True: None)
+        owner.commit(n=1)
+        monkeypatch.undo()
+        monkeypatch.setattr(shared_module, "changes_since", fail_once)
+        owner.close()
+
+    def commit(each: Side) -> bool:
+        try:
+            within(lambda: each.commit(m=1))
+        except ClientDisconnected as error:
+            assert "could not be taken over: [Errno 5]" in str(error)
+            return False
+        return True
+
+    assert sorted(map(commit, (client, third))) == [False, True]
+
+
 def test_calls_give_up_when_nobody_owns_the_file_for_too_long(
     owner: Side, side: Callable[..., Side], path: Path
 ) -> None:
@@ -597,6 +630,23 @@ def test_a_client_that_leaves_the_line_keeps_nobody_waiting(
     owner.storage.tpc_abort(meta)
     within(lambda: owner.commit(n=2))
     within(lambda: side().commit(m=2))
+
+
+def test_a_client_that_reads_nothing_is_cut_off_and_comes_back(
+    owner: Side, client: Side, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.hear(owner.commit(n=0))
+    monkeypatch.setattr(server_module, "_UNREAD", 3)
+    (connection,) = owner.storage._server.connections
+    connection._paused = True  # as if the socket's buffer were full
+    for number in range(1, 10):
+        last = owner.commit(n=number)
+    within(connection._transport.is_closing)
+    client.hear(last)
+    owner.hear(client.commit(m=1))
+    assert dict(owner.root) == {"n": 9, "m": 1}
+    assert "does not read what it is told" in caplog.text
+    assert connection not in owner.storage._server.connections
 
 
 # The end

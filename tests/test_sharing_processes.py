@@ -308,6 +308,18 @@ def test_who_comes_to_a_suspended_owner_is_told_its_process(
     assert other.open() == "client"
 
 
+def test_a_client_can_be_closed_while_the_owner_is_suspended(
+    path: Path, child: Callable[..., Child]
+) -> None:
+    owner = child()
+    assert owner.open() == "owner"
+    database = open_database(path)
+    owner.signal(signal.SIGSTOP)
+    within(database.close, LIMIT)
+    owner.signal(signal.SIGCONT)
+    assert owner.ask("commit") == "committed"
+
+
 def test_a_process_that_does_not_share_is_told_by_its_number(path: Path) -> None:
     code = (
         "import sys, ZODB; db = ZODB.DB(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
