@@ -46,7 +46,8 @@ PATIENCE_SECONDS = 120.0
 
 def deaf_owner() -> None:
     """The owner's own database does not hear of its clients' commits."""
-    from perdure.storage.shared import SharedStorage, _Relay
+    from perdure.storage.shared import SharedStorage
+    from perdure.storage.sides import _Relay
 
     def tell_clients_only(self: Any, tid: bytes, oids: Any) -> None:
         if isinstance(sys._getframe(1).f_locals.get("self"), _Relay):
@@ -68,9 +69,9 @@ def deaf_clients() -> None:
 
 def blind_takeover() -> None:
     """Who takes the file over does not tell its connections what changed."""
-    from perdure.storage import shared
+    from perdure.storage import sides
 
-    shared.changes_since = lambda file, tid: iter(())
+    sides.changes_since = lambda file, tid: iter(())
 
 
 def early_answer() -> None:

@@ -30,7 +30,7 @@ from perdure.model import DatabaseAccessError, DatabaseLockedError, DatabaseNotF
 from perdure.model.lockfile import LockFile
 from perdure.storage import SharedStorage
 from perdure.storage import server as server_module
-from perdure.storage import shared as shared_module
+from perdure.storage import sides as sides_module
 from perdure.storage.file import SharedFile
 from perdure.storage.limits import Limits
 from perdure.storage.place import Place
@@ -484,7 +484,7 @@ def test_a_take_over_that_fails_leaves_the_file_to_others(
     owner: Side, client: Side, side: Callable[..., Side], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     third = side()
-    changes_since, failed = shared_module.changes_since, []
+    changes_since, failed = sides_module.changes_since, []
 
     def fail_once(*args: Any) -> Any:
         if not failed:
@@ -492,12 +492,12 @@ def test_a_take_over_that_fails_leaves_the_file_to_others(
             raise OSError(5, "Input/output error")
         return changes_since(*args)
 
-    monkeypatch.setattr(shared_module, "changes_since", fail_once)
+    monkeypatch.setattr(sides_module, "changes_since", fail_once)
     with client.storage._turning, third.storage._turning:
         monkeypatch.setattr(Server, "flush", lambda self, tid, tell=True: None)
         owner.commit(n=1)
         monkeypatch.undo()
-        monkeypatch.setattr(shared_module, "changes_since", fail_once)
+        monkeypatch.setattr(sides_module, "changes_since", fail_once)
         owner.close()
 
     def commit(each: Side) -> bool:
