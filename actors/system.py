@@ -389,8 +389,9 @@ class ActorSystem:
         """Stop: claim nothing more, let what runs end within `drain`, leave the database.
 
         What still runs then counts as interrupted, once, and its thread can commit nothing
-        any more. Complete when it returns; may be called again. A job whose code does not
-        end keeps its thread, a daemon, until it does.
+        any more. Complete when it returns; may be called again. With a `drain` of zero it also
+        ends the drain that another thread waits for in here. A job whose code does not end
+        keeps its thread, a daemon, until it does.
 
         Raises `UnknownSettingError` for a drain time that is none, `BadStatusError` in the
         code of a job of this process, and in what the system calls itself (a subscriber to
@@ -407,6 +408,9 @@ class ActorSystem:
                 "a subscriber, filter or chooser that the system itself has called cannot stop "
                 "it: let another thread call stop"
             )
+        if not drain:
+            # Another thread may be inside, and wait for its drain.
+            self._context.activity.give_up_waiting()
         with self._lock:
             try:
                 if not self._stopped.is_set():

@@ -2,33 +2,90 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from perdure.cli.demo.command import demo
 from perdure.cli.errors import run
 
 __all__ = ["main", "perdure"]
 
+_COMMANDS = {
+    "run": "perdure.cli.commands.run",
+    "put": "perdure.cli.commands.put",
+    "status": "perdure.cli.commands.status",
+    "jobs": "perdure.cli.commands.jobs",
+    "show": "perdure.cli.commands.show",
+    "traceback": "perdure.cli.commands.show",
+    "next": "perdure.cli.commands.nearest",
+    "last": "perdure.cli.commands.nearest",
+    "polls": "perdure.cli.commands.polls",
+    "retry": "perdure.cli.commands.change",
+    "cancel": "perdure.cli.commands.change",
+    "pause": "perdure.cli.commands.queues",
+    "resume": "perdure.cli.commands.queues",
+    "resize": "perdure.cli.commands.queues",
+    "keep": "perdure.cli.commands.keep",
+    "alias": "perdure.cli.commands.alias",
+    "pack": "perdure.cli.commands.pack",
+    "check": "perdure.cli.commands.check",
+    "completion": "perdure.cli.commands.completion",
+    "demo": "perdure.cli.demo.command",
+}
+"""The module of each command, which has it under its name in `COMMANDS`."""
 
-def _version() -> str:
+
+class _Commands(click.Group):
+    """Imports a command when it is wanted, and lists them in the order of `_COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(_COMMANDS[cmd_name])
+        found: click.Command = module.COMMANDS[cmd_name]
+        return found
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    # Late, since no other command waits for it.
+    import importlib.metadata
+
     try:
-        return importlib.metadata.version("perdure")
+        version = importlib.metadata.version("perdure")
     except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
+        version = "(not installed)"
+    click.echo(f"perdure {version}")
+    ctx.exit()
 
 
 # Without a command it says so in one line, like everything else that goes wrong.
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
-@click.version_option(_version(), prog_name="perdure", message="%(prog)s %(version)s")
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=False,
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 @click.option("--traceback", is_flag=True, help="On an error, show where it comes from.")
 def perdure(traceback: bool) -> None:
-    """Durable jobs in your application's own ZODB."""
+    """Durable jobs in your application's own ZODB.
 
-
-perdure.add_command(demo)
+    Each command has a --help with an example. Every command but the last three works on a
+    database: --db, else $PERDURE_DB, else perdure.fs in the working directory.
+    """
 
 
 def main(args: Sequence[str] | None = None) -> int:

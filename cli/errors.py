@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
 import click
 
-from perdure.model import PerdureError
-
-__all__ = ["ERROR", "INTERRUPTED", "CommandError", "one_line", "run", "shown"]
+__all__ = ["ERROR", "INTERRUPTED", "UNREAD", "CommandError", "one_line", "run", "shown"]
 
 ERROR = 2
 """The exit status of a command that could not do its work."""
+
+UNREAD = 1
+"""The exit status where whoever read the output has gone."""
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
 
 
-class CommandError(PerdureError):
+# One of click's, so that to import it costs no database.
+class CommandError(click.ClickException):
     """A command cannot do what it was told; its text says why, and what to do."""
 
 
@@ -50,8 +53,13 @@ def run(command: click.Command, args: Sequence[str] | None) -> int:
     _never_choke_on_a_character()
     try:
         result = command.main(args=words, prog_name="perdure", standalone_mode=False)
+        # What is still to be written is written here, where it may fail.
+        sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt) as error:
         return _fail(one_line(error) if error.args else "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        _write_to_nobody()
+        return UNREAD
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "perdure"
         return _fail(f"{one_line(error).rstrip('.')} (see {path} --help)", ERROR)
@@ -59,13 +67,25 @@ def run(command: click.Command, args: Sequence[str] | None) -> int:
     except Exception as error:
         if words[:1] == ["--traceback"]:
             raise
-        if isinstance(error, (PerdureError, click.ClickException, OSError)):
-            return _fail(one_line(error), ERROR)
-        kind = type(error).__name__
-        return _fail(
-            f"unexpected {kind}: {one_line(error)} (perdure --traceback … shows where)", ERROR
-        )
+        return _fail(_explained(error), ERROR)
     return result if isinstance(result, int) else 0
+
+
+def _explained(error: Exception) -> str:
+    # Late, so that a command that does its work without a database does not wait for one.
+    from ZEO.Exceptions import ClientDisconnected
+    from ZODB.POSException import POSError
+
+    from perdure.model.errors import PerdureError
+
+    if isinstance(error, (PerdureError, click.ClickException, OSError)):
+        return one_line(error)
+    if isinstance(error, ClientDisconnected):
+        return f"the database went away ({one_line(error)}): try again when it is back"
+    if isinstance(error, POSError):
+        return f"the database refuses: {type(error).__name__}: {one_line(error)}"
+    kind = type(error).__name__
+    return f"unexpected {kind}: {one_line(error)} (perdure --traceback … shows where)"
 
 
 def _never_choke_on_a_character() -> None:
@@ -74,6 +94,14 @@ def _never_choke_on_a_character() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(io.UnsupportedOperation):
                 stream.reconfigure(errors="backslashreplace")
+
+
+def _write_to_nobody() -> None:
+    """Keep the interpreter from writing what is left, and complaining, at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _fail(text: str, status: int) -> int:

@@ -8,6 +8,7 @@ pytest_plugins = [
     "support.installed",
     "support.leftovers",
     "support.quickness",
+    "support.shop",
     "support.spec_lines",
     "support.systems",
     "support.world",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,16 +10,19 @@ import click
 import pytest
 
 from perdure.cli import main
+from perdure.cli.app import _COMMANDS, perdure
 from perdure.cli.errors import CommandError, one_line, run, shown
 
 
-def failing(error: BaseException) -> click.Command:
-    """A command that raises `error`, with perdure's own option."""
+def failing(error: BaseException | None) -> click.Command:
+    """A command that raises `error`, or prints, with perdure's own option."""
 
     @click.command()
     @click.option("--traceback", is_flag=True)
     def command(traceback: bool) -> None:
-        raise error
+        print("something")
+        if error is not None:
+            raise error
 
     return command
 
@@ -32,7 +36,89 @@ def test_the_version_is_shown(capsys):
 def test_the_help_names_the_commands(capsys):
     assert main(["--help"]) == 0
 
-    assert "demo" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert [name for name in _COMMANDS if f"\n  {name} " not in text] == []
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_the_help_of_a_command_has_an_example(capsys, name):
+    assert main([name, "--help"]) == 0
+
+    text = capsys.readouterr().out
+    assert f"Usage: perdure {name} " in text
+    assert f"Example:\n    perdure {name}" in text
+
+
+def test_a_command_without_help_for_an_option_is_no_command():
+    context = click.Context(perdure)
+    silent = [
+        (name, option.name)
+        for name in _COMMANDS
+        for option in perdure.get_command(context, name).params
+        if isinstance(option, click.Option) and not option.help
+    ]
+
+    assert silent == []
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["run", "--help"]])
+def test_the_help_waits_for_no_database(words):
+    code = (
+        "import sys\nfrom perdure.cli import main\n"
+        f"assert main({words}) == 0\n"
+        "assert not {'ZODB', 'pykka', 'rich'} & set(sys.modules)\n"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_can_be_taught_to_complete(capsys, shell):
+    assert main(["completion", shell]) == 0
+
+    assert "_PERDURE_COMPLETE" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("perdure sta", ["status"]),
+        ("perdure re", ["retry", "resume", "resize"]),
+        ("perdure jobs --stat", ["--status", "--statistics"]),
+        ("perdure jobs --status p", ["pending"]),
+    ],
+)
+def test_commands_options_and_choices_are_completed(words, expected):
+    done = subprocess.run(
+        [sys.executable, "-m", "perdure.cli"],
+        env={
+            **os.environ,
+            "_PERDURE_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert [line.partition(",")[2] for line in done.stdout.splitlines()] == expected
+    assert done.stderr == ""
+
+
+def test_a_reader_that_has_gone_is_status_1_and_silence(capfd, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert run(failing(None), []) == 1
+        monkeypatch.undo()
+
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

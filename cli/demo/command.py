@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-__all__ = ["demo"]
+__all__ = ["COMMANDS", "demo"]
 
 
 @click.command(short_help="Count the words of many files, through a crash.")
@@ -43,6 +43,10 @@ def demo(
     jobs is killed, and another goes on. At the end the files are counted again without
     Perdure: exit status 0 says that both agree, file by file; 1 that they do not; 2 that
     it could not be done.
+
+    \b
+    Example:
+      perdure demo --limit 200
     """
     # Late, so that `perdure --version` does not wait for a database and its friends.
     from rich.console import Console
@@ -52,3 +56,6 @@ def demo(
 
     settings = Settings(folder, database, limit, workers, crash=not no_crash)
     return run_demo(settings, Console(), SystemClock())
+
+
+COMMANDS = {"demo": demo}

@@ -1,0 +1,125 @@
+"""The database of a command: opened, read, and changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import transaction
+from transaction.interfaces import TransientError
+from ZEO.Exceptions import ClientDisconnected
+
+from perdure.actors.opening import open_database
+from perdure.cli.errors import CommandError
+from perdure.cli.options import Source
+from perdure.model import ROOT_KEY, NotInstalledError
+from perdure.model.queues import find_queues
+
+__all__ = ["change", "connected", "opened", "reading"]
+
+T = TypeVar("T")
+
+ATTEMPTS = 10
+
+
+@contextlib.contextmanager
+def opened(source: Source, *, create: bool = False) -> Iterator[Any]:
+    """Open the database, which is closed at the end.
+
+    Raises `CommandError` where there is none, unless `create`; else what
+    `perdure.storage.open_database` raises.
+    """
+    database = _open(source, create)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def _open(source: Source, create: bool) -> Any:
+    path = source.text if source.is_path else source.text.removeprefix("file://").split("?")[0]
+    is_file = source.is_path or source.text.startswith("file://")
+    if is_file and path and not create and not os.path.lexists(path):
+        raise CommandError(
+            f"there is no database {path}: `perdure run` makes one; --db or $PERDURE_DB names "
+            "another"
+        )
+    return open_database(f"file://{os.path.abspath(path)}" if source.is_path else source.text)
+
+
+@contextlib.contextmanager
+def connected(database: Any) -> Iterator[Any]:
+    """Give a connection to look at; what is changed through it is dropped.
+
+    Raises `CommandError` where the database has no queues.
+    """
+    manager = transaction.TransactionManager()
+    connection = database.open(transaction_manager=manager)
+    try:
+        manager.begin()
+        _check_installed(connection)
+        yield connection
+    finally:
+        manager.abort()
+        connection.close()
+
+
+@contextlib.contextmanager
+def reading(source: Source) -> Iterator[Any]:
+    """Open the database, and give a connection to look at; see `opened` and `connected`."""
+    with opened(source) as database, connected(database) as connection:
+        yield connection
+
+
+def change(database: Any, work: Callable[[Any], T]) -> T:
+    """Call `work` with a connection, commit, and return what it returned.
+
+    A conflict is tried again, ten times in all. Raises `CommandError` where the database was
+    lost at the commit, which may have taken place.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _change_once(database, work)
+        except ClientDisconnected:
+            raise
+        except TransientError:
+            if attempt == ATTEMPTS:
+                raise CommandError(
+                    f"others changed the same {ATTEMPTS} times in a row, and nothing was changed "
+                    "here: try again"
+                ) from None
+    raise AssertionError("unreachable")
+
+
+def _change_once(database: Any, work: Callable[[Any], T]) -> T:
+    manager = transaction.TransactionManager()
+    connection = database.open(transaction_manager=manager)
+    try:
+        manager.begin()
+        _check_installed(connection)
+        done = work(connection)
+        try:
+            manager.commit()
+        except ClientDisconnected as error:
+            raise CommandError(
+                "the database was lost at the commit, which may have taken place: look when it "
+                "is back, before you try again"
+            ) from error
+        return done
+    finally:
+        manager.abort()
+        connection.close()
+
+
+def _check_installed(connection: Any) -> None:
+    try:
+        find_queues(connection)
+    except NotInstalledError as error:
+        if ROOT_KEY in connection.root():
+            raise CommandError(f"{error}: it was written by something else") from error
+        raise CommandError(
+            "this database has no queues yet: `perdure run` makes them, and so does "
+            "perdure.model.install"
+        ) from error
