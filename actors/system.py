@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import pickle
 import secrets
 import signal
@@ -34,7 +35,6 @@ from perdure.actors.messages import (
     StopTree,
     Wake,
 )
-from perdure.actors.opening import database_file, is_in_memory, open_database
 from perdure.actors.supervisor import SupervisorActor
 from perdure.model import local
 from perdure.model.clock import Clock, StopSignal, SystemClock
@@ -57,6 +57,7 @@ from perdure.model.ref import JobRef, find_job
 from perdure.model.retrying import is_disconnect
 from perdure.model.status import Status
 from perdure.model.storable import contains_persistent
+from perdure.storage.opening import database_file, is_in_memory, open_database
 
 __all__ = ["ActorSystem", "start"]
 
@@ -85,9 +86,10 @@ def start(
 ) -> ActorSystem:
     """Start a system that runs the jobs of `database`, and return it.
 
-    :param database: a URI as zodburi knows it (``file:///path/app.fs``,
-        ``zeo://localhost:8100``, ``memory://``), which is opened, and closed by `stop`; or
-        an open `ZODB.DB`, which stays open.
+    :param database: the path of a file or a URI (``file:///path/app.fs``,
+        ``zeo://localhost:8100``, ``memory://``), which is opened by
+        `perdure.storage.open_database`, and closed by `stop`; or an open `ZODB.DB`, which stays
+        open. Other processes may have the file open at the same time.
     :param queues: the queues to work for, each with how many jobs may run at once here (0 or
         more; the size of the agent ``main``); they are made where they are missing, and no
         others are. None: all queues that the database has, now and later, the default one
@@ -102,7 +104,8 @@ def start(
         once; in the main thread only. `stop` restores the handlers that were there.
 
     Raises `UnknownSettingError` for a bad setting, `DatabaseLockedError` where another
-    process has the file open, `IdentityError` where the identity file cannot be used.
+    process has the file open and does not share it, `DatabaseAccessError` where this user may
+    not use it, `IdentityError` where the identity file cannot be used.
     May be called from any thread; touches no transaction but its own. Several systems may
     run in one process, also on one database.
     """
@@ -120,7 +123,7 @@ def start(
             f"({ping_interval}), or a process that lives looks dead"
         )
     opened = None
-    if isinstance(database, str):
+    if isinstance(database, str | os.PathLike):
         database = opened = open_database(database)
     elif not hasattr(database, "open") or not hasattr(database, "storage"):
         raise UnknownSettingError(f"{database!r} is neither a URI nor an open ZODB.DB")

@@ -12,7 +12,9 @@ __all__ = [
     "AskInterruptedError",
     "BadStatusError",
     "CallableNotFoundError",
+    "DatabaseAccessError",
     "DatabaseLockedError",
+    "DatabaseNotFoundError",
     "FailureError",
     "IdentityError",
     "JobFailedError",
@@ -70,8 +72,16 @@ class NotInstalledError(PerdureError, LookupError):
     """The database has no queues yet: call `perdure.model.install` first."""
 
 
+class DatabaseNotFoundError(PerdureError, LookupError):
+    """There is no database where one was expected."""
+
+
+class DatabaseAccessError(PerdureError):
+    """This user may not use the database's file, or what lies beside it."""
+
+
 class DatabaseLockedError(PerdureError):
-    """Another process has the database's file open."""
+    """Another process has the database's file open, and does not share it."""
 
 
 class IdentityError(PerdureError):

@@ -1,4 +1,4 @@
-"""One contract for every storage: what the model relies on, in memory, in a file, over ZEO."""
+"""One contract for every storage: what the model relies on, in memory, in files, over ZEO."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from ZODB.POSException import ReadConflictError
 
 from perdure.model import BadStatusError, Job, JobTimeoutError, Status, find_job
 from perdure.model.internal import InternalJob
+from perdure.storage import SharedStorage
 from support.callables import Account, echo, fail, nothing, takes_even
 from support.world import DAY, HOUR, MINUTE, View, World
 
-STORAGES = ["mapping", "file", "zeo"]
+STORAGES = ["mapping", "file", "owner", "client", "zeo"]
+
+SLOW = ("client", "zeo")
 
 #: Far beyond what a local server needs.
 LIMIT_SECONDS = 60
@@ -45,11 +48,30 @@ def over_zeo(folder: Path) -> tuple[Any, Callable[[], None]]:
     return ClientStorage(address, wait_timeout=LIMIT_SECONDS), stop
 
 
-MAKERS = {"mapping": in_memory, "file": in_a_file, "zeo": over_zeo}
+def shared(folder: Path) -> tuple[Any, Callable[[], None]]:
+    storage = SharedStorage(str(folder / "data.fs"))
+    storage.share()
+    return storage, lambda: None
+
+
+def as_a_client(folder: Path) -> tuple[Any, Callable[[], None]]:
+    owner, _ = shared(folder)
+    client = SharedStorage(str(folder / "data.fs"))
+    assert not client.is_owner()
+    return client, owner.close
+
+
+MAKERS = {
+    "mapping": in_memory,
+    "file": in_a_file,
+    "owner": shared,
+    "client": as_a_client,
+    "zeo": over_zeo,
+}
 
 
 @pytest.fixture(
-    params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "zeo")) for name in STORAGES]
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in STORAGES]
 )
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param

@@ -16,7 +16,7 @@ import pytest
 
 from support.tree import DOCS, ROOT, TESTS
 
-ROOMS = ("model", "actors", "cli")
+ROOMS = ("model", "storage", "actors", "cli")
 CLOCK = ROOT / "model" / "clock.py"
 
 
@@ -129,7 +129,19 @@ def test_the_model_imports_no_actor():
         (str(path), name)
         for path in sources("model")
         for name in imported(path)
-        if name.startswith(("perdure.actors", "perdure.cli", "pykka"))
+        if name.startswith(("perdure.actors", "perdure.cli", "perdure.storage", "pykka"))
+    ]
+    assert wrong == []
+
+
+def test_the_storage_knows_little_of_the_model_and_nothing_of_actors():
+    known = ("perdure.model.errors", "perdure.model.clock", "perdure.model.lockfile")
+    wrong = [
+        (str(path), name)
+        for path in sources("storage")
+        for name in imported(path)
+        if name.startswith(("perdure.", "pykka"))
+        and not name.startswith(("perdure.storage", *known))
     ]
     assert wrong == []
 

@@ -90,9 +90,9 @@ def test_queues_that_are_missing_are_made(systems: Systems) -> None:
 
 BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"database": 7}, "7 is neither a URI nor an open ZODB.DB"),
-    ({"database": "app.fs"}, "'app.fs' names no database: give a URI such as file:///"),
+    ({"database": "file://"}, "'file://' names no database: give a path, or a URI such as file:"),
     ({"database": "nonsense://x"}, "'nonsense://x' names no database"),
-    ({"database": "file:///no/such/folder/app.fs"}, "there is no folder for"),
+    ({"database": "file:///no/such/folder/app.fs"}, "there is no folder /no/such/folder"),
     ({"queues": ["a"]}, "queues must be a mapping of names to sizes, such as {'': 4}"),
     ({"queues": {1: 1}}, "the name of a queue is a text, not 1"),
     ({"queues": {"": -1}}, "whole number of 0 or more, not -1"),

@@ -1,0 +1,565 @@
+"""A soak of one file that several processes share, with the owner killed now and then.
+
+    python -m tests.soak_sharing --minutes 10 --processes 4 --kills 20 --seed 1
+
+Each process has two threads that commit and one that reads. A commit adds one to both parts of a
+pair of objects and notes its own number; what was begun, acknowledged, refused or left in doubt
+stands in a record of the thread's own, a file that is only appended to. Meanwhile the driver
+kills the owner of the file `--kills` times (SIGKILL), and in between it stops owners and clients
+gracefully (SIGTERM), kills clients, and suspends processes for a while (SIGSTOP, SIGCONT). What
+has ended is started again.
+
+Wrong is: a pair whose parts differ, a value that goes back, a commit of one's own that is not
+seen; a process that does not get on within two minutes; at the end, an acknowledged commit that
+is not in the file, a refused one that is, one that counts twice, a blob that is not what was
+stored. It prints numbers; the exit status is 1, and the seed is named, if anything was wrong.
+
+`--fault NAME` commits a deliberate fault in every process, which the soak has to find; the names
+are in `FAULTS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PAIRS = 6
+THREADS = 2
+#: After so long without a commit a process hangs, unless `--patience` says otherwise.
+PATIENCE_SECONDS = 120.0
+
+
+# In each process
+
+
+def deaf_owner() -> None:
+    """The owner's own database does not hear of its clients' commits."""
+    from perdure.storage.shared import SharedStorage
+    from perdure.storage.sides import _Relay
+
+    def tell_clients_only(self: Any, tid: bytes, oids: Any) -> None:
+        if isinstance(sys._getframe(1).f_locals.get("self"), _Relay):
+            whole(self, tid, oids)
+
+    whole = SharedStorage._invalidate
+    SharedStorage._invalidate = tell_clients_only  # type: ignore[method-assign]
+
+
+def deaf_clients() -> None:
+    """The clients do not hear of the owner's commits."""
+    from perdure.storage.file import LocalFace, SharedFile
+
+    def finish(self: Any, transaction: Any, f: Any = None) -> Any:
+        return SharedFile.tpc_finish(self.file, transaction, f)
+
+    LocalFace.tpc_finish = finish  # type: ignore[method-assign]
+
+
+def blind_takeover() -> None:
+    """Who takes the file over does not tell its connections what changed."""
+    from perdure.storage import sides
+
+    sides.changes_since = lambda file, tid: iter(())
+
+
+def early_answer() -> None:
+    """The server answers a finish although nothing was written."""
+    from perdure.storage.server import _Session
+
+    def finish(self: Any, id: int) -> Any:
+        from ZEO.asyncio.server import Result
+
+        chance.append(None)
+        if len(chance) % 20:
+            return whole(self, id)
+        tid = self.storage.file._tid
+        self.storage.tpc_abort(self.transaction)
+        return Result(tid, self._clear_transaction)
+
+    chance: list[None] = []
+    whole = _Session.tpc_finish
+    _Session.tpc_finish = finish  # type: ignore[method-assign]
+
+
+FAULTS = {each.__name__: each for each in (deaf_owner, deaf_clients, blind_takeover, early_answer)}
+
+
+class Wrong(Exception):
+    """What must not be."""
+
+
+class Writer:
+    """One thread that commits, until told to stop."""
+
+    def __init__(self, database: Any, folder: Path, name: str, stop: threading.Event) -> None:
+        self.database = database
+        self.name = name
+        self.stop = stop
+        self.random = random.Random(name)
+        self.record = os.open(
+            folder / f"{name}.record", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644
+        )
+
+    def note(self, *words: object) -> None:
+        os.write(self.record, (" ".join(map(str, words)) + "\n").encode())
+
+    def run(self) -> None:
+        import transaction
+        from transaction.interfaces import TransientError
+        from ZEO.Exceptions import ClientDisconnected
+
+        manager = transaction.TransactionManager()
+        connection = self.database.open(transaction_manager=manager)
+        number = 0
+        last = -1  # the last one that was acknowledged
+        try:
+            while not self.stop.is_set():
+                number += 1
+                committing = False
+                try:
+                    manager.begin()
+                    root = connection.root()
+                    done = root["done"].get(self.name)
+                    if done is None:
+                        done = root["done"][self.name] = root["done"].__class__()
+                    if last >= 0 and last not in done:
+                        raise Wrong(f"{self.name}: does not see its own commit {last}")
+                    pair = self.random.randrange(PAIRS)
+                    left, right = root["pairs"][pair]
+                    look(left, right, self.random)
+                    left["value"] += 1
+                    right["value"] += 1
+                    done[number] = pair
+                    if number % 16 == 0:
+                        from ZODB.blob import Blob
+
+                        root["blobs"][f"{self.name} {number}"] = Blob(str(number).encode())
+                    self.note("begun", number)
+                    committing = True
+                    manager.commit()
+                except ClientDisconnected:
+                    manager.abort()
+                    if committing:
+                        self.note("doubt", number)
+                except TransientError:
+                    manager.abort()
+                    if committing:
+                        self.note("refused", number)
+                else:
+                    self.note("done", number)
+                    last = number
+                    print("done", flush=True)
+        finally:
+            manager.abort()
+            connection.close()
+            os.close(self.record)
+
+
+def look(left: Any, right: Any, choice: random.Random) -> int:
+    """Read a pair; one part, or both, perhaps loaded anew."""
+    for part in (left, right):
+        if choice.random() < 0.3:
+            part._p_deactivate()
+    if left["value"] != right["value"]:
+        raise Wrong(f"a pair differs: {left['value']} and {right['value']}")
+    return int(left["value"])
+
+
+def read(database: Any, name: str, stop: threading.Event) -> None:
+    """Look at all pairs, again and again."""
+    import transaction
+    from transaction.interfaces import TransientError
+
+    manager = transaction.TransactionManager()
+    connection = database.open(transaction_manager=manager)
+    choice = random.Random(name)
+    seen = [0] * PAIRS
+    try:
+        while not stop.is_set():
+            try:
+                manager.begin()
+                for pair, (left, right) in enumerate(connection.root()["pairs"]):
+                    value = look(left, right, choice)
+                    if value < seen[pair]:
+                        raise Wrong(f"the pair {pair} went back from {seen[pair]} to {value}")
+                    seen[pair] = value
+            except TransientError:
+                pass
+            manager.abort()
+    finally:
+        manager.abort()
+        connection.close()
+
+
+def work(path: str, name: str, fault: str | None) -> int:
+    """What one process does."""
+    import logging
+
+    from perdure.storage import open_database
+
+    folder = Path(path).parent
+    logging.basicConfig(
+        filename=folder / f"{name}.log",
+        level=logging.WARNING,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+    if fault:
+        FAULTS[fault]()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    database = open_database(path)
+    wrong: list[str] = []
+
+    def guarded(call: Any, *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except BaseException as error:
+            wrong.append(f"{name}: {type(error).__name__}: {error}")
+            logging.exception("wrong")
+            stop.set()
+
+    threads = [
+        threading.Thread(
+            target=guarded, args=(Writer(database, folder, f"{name}-{number}", stop).run,)
+        )
+        for number in range(THREADS)
+    ]
+    threads.append(threading.Thread(target=guarded, args=(read, database, name, stop)))
+    for thread in threads:
+        thread.start()
+    while not stop.wait(0.2):  # not for ever, or the signal may be seen too late
+        pass
+    for thread in threads:
+        thread.join()
+    database.close()
+    left = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    if left:
+        wrong.append(f"{name}: left behind {left}")
+    for line in wrong:
+        print("wrong", line, flush=True)
+    return 3 if wrong else 0
+
+
+# The driver
+
+
+class Process:
+    """One process, as the driver sees it."""
+
+    def __init__(self, path: str, name: str, fault: str | None) -> None:
+        self.name = name
+        command = [sys.executable, __file__, "--work", path, name, *([fault] if fault else [])]
+        self.popen = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+        self.commits = 0
+        self.wrong: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            with self._changed:
+                if line.startswith("wrong"):
+                    self.wrong.append(line.strip())
+                else:
+                    self.commits += 1
+                self._changed.notify_all()
+
+    def gets_on(self, patience: float) -> bool:
+        """Wait for the next commit; False if there is none."""
+        with self._changed:
+            before = self.commits
+            limit = time.monotonic() + patience
+            while self.commits == before and self.popen.poll() is None:
+                if time.monotonic() > limit:
+                    return False
+                self._changed.wait(0.5)
+        return True
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def end(self, patience: float) -> int | None:
+        """Wait until it has ended; its status, None if it does not end."""
+        try:
+            status = self.popen.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+            status = None
+        self._reader.join()
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
+        return status
+
+
+@dataclass
+class Soak:
+    """A run of the driver."""
+
+    folder: Path
+    processes: int
+    kills: int
+    seconds: float
+    seed: int
+    fault: str | None = None
+    patience: float = PATIENCE_SECONDS
+    wrong: list[str] = field(default_factory=list)
+    numbers: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.path = str(self.folder / "soak.fs")
+        self.random = random.Random(self.seed)
+        self.started = 0
+        self.running: list[Process] = []
+
+    def run(self) -> None:
+        self.prepare()
+        for _ in range(self.processes):
+            self.start()
+        begun = time.monotonic()
+        for number in range(self.kills):
+            while not self.wrong and (
+                time.monotonic() < begun + self.seconds * number / self.kills
+            ):
+                self.disturb(begun + self.seconds * number / self.kills)
+            if self.wrong:
+                break
+            self.kill_owner()
+        while not self.wrong and time.monotonic() < begun + self.seconds:
+            self.disturb(begun + self.seconds)
+        for process in self.running:
+            process.signal(signal.SIGTERM)
+        for process in list(self.running):
+            self.ended(process, signal.SIGTERM)
+        self.check()
+
+    def prepare(self) -> None:
+        from BTrees.OOBTree import OOBTree
+        from persistent.mapping import PersistentMapping
+
+        from perdure.storage import open_database
+
+        database = open_database(self.path)
+        with database.transaction() as connection:
+            root = connection.root()
+            root["done"], root["blobs"] = OOBTree(), OOBTree()
+            root["pairs"] = [
+                tuple(PersistentMapping(value=0) for _ in range(2)) for _ in range(PAIRS)
+            ]
+        database.close()
+
+    def start(self) -> None:
+        self.started += 1
+        process = Process(self.path, f"p{self.started}", self.fault)
+        self.running.append(process)
+        self.must_get_on(process)
+
+    def must_get_on(self, *processes: Process) -> None:
+        for process in processes:
+            if not process.gets_on(self.patience):
+                self.wrong.append(f"{process.name} has not committed for {self.patience:g} s")
+            elif process.popen.poll() is not None:
+                self.ended(process, None)
+
+    def ended(self, process: Process, number: signal.Signals | None) -> None:
+        """Account for a process that was told to end, or (None) ended by itself."""
+        status = process.end(self.patience)
+        self.running.remove(process)
+        self.numbers["commits acknowledged"] += process.commits
+        self.wrong += process.wrong
+        expected = {signal.SIGTERM: 0, signal.SIGKILL: -signal.SIGKILL, None: 0}[number]
+        if status is None:
+            self.wrong.append(f"{process.name} did not end")
+        elif status != expected and not process.wrong:
+            self.wrong.append(f"{process.name} ended with the status {status}")
+
+    def owner(self) -> Process | None:
+        from perdure.storage.place import Place
+
+        holder = Place(self.path).holder()
+        return next((each for each in self.running if each.popen.pid == holder), None)
+
+    def replace(self, process: Process, number: signal.Signals) -> None:
+        process.signal(number)
+        self.ended(process, number)
+        self.must_get_on(*self.running)
+        self.start()
+
+    def kill_owner(self) -> None:
+        owner = self.owner()
+        if owner is None:
+            self.wrong.append("nobody owns the file")
+            return
+        self.numbers["owners killed"] += 1
+        others = [each for each in self.running if each is not owner]
+        if self.random.random() < 0.5 or len(others) < 2:
+            self.replace(owner, signal.SIGKILL)
+            return
+        # Another way: one process misses what the next owner commits, and takes over from it.
+        late = self.random.choice(others)
+        late.signal(signal.SIGSTOP)
+        try:
+            owner.signal(signal.SIGKILL)
+            self.ended(owner, signal.SIGKILL)
+            self.must_get_on(*[each for each in self.running if each is not late])
+            following = self.owner()
+            others = [each for each in self.running if each not in (late, following)]
+            for each in others:
+                each.signal(signal.SIGSTOP)
+        finally:
+            late.signal(signal.SIGCONT)
+        if following is not None:
+            self.numbers["next owners killed"] += 1
+            following.signal(signal.SIGKILL)
+            self.ended(following, signal.SIGKILL)
+        self.must_get_on(late)
+        for each in others:
+            each.signal(signal.SIGCONT)
+        self.must_get_on(*self.running)
+        while len(self.running) < self.processes and not self.wrong:
+            self.start()
+
+    def disturb(self, until: float) -> None:
+        """Do one thing to one process, and wait a while."""
+        owner = self.owner()
+        others = [each for each in self.running if each is not owner]
+        what = self.random.choice(["rest", "end owner", "end", "kill", "suspend", "suspend owner"])
+        if what == "end owner" and owner is not None:
+            self.numbers["owners ended"] += 1
+            self.replace(owner, signal.SIGTERM)
+        elif what in ("end", "kill") and others:
+            self.numbers["clients ended" if what == "end" else "clients killed"] += 1
+            number = signal.SIGTERM if what == "end" else signal.SIGKILL
+            self.replace(self.random.choice(others), number)
+        elif what == "suspend" and others:
+            self.numbers["clients suspended"] += 1
+            client = self.random.choice(others)
+            client.signal(signal.SIGSTOP)
+            try:
+                self.must_get_on(*[each for each in self.running if each is not client])
+                self.rest(self.random.uniform(0, 2), until)
+            finally:
+                client.signal(signal.SIGCONT)
+            self.must_get_on(*self.running)
+        elif what == "suspend owner" and owner is not None:
+            self.numbers["owners suspended"] += 1
+            owner.signal(signal.SIGSTOP)
+            self.rest(self.random.uniform(0, 1), until)
+            owner.signal(signal.SIGCONT)
+            self.must_get_on(*self.running)
+        self.rest(self.random.uniform(0, 3), until)
+        self.must_get_on(*self.running)
+
+    def rest(self, seconds: float, until: float) -> None:
+        end = min(time.monotonic() + seconds, until)
+        while time.monotonic() < end and all(each.popen.poll() is None for each in self.running):
+            threading.Event().wait(0.05)
+
+    def check(self) -> None:
+        """Compare the file with the records."""
+        from ZODB.DB import DB
+        from ZODB.FileStorage import FileStorage
+
+        database = DB(FileStorage(self.path, blob_dir=f"{self.path}.blobs"))
+        connection = database.open()
+        root = connection.root()
+        counted: Counter[int] = Counter()
+        for name in root["done"]:
+            counted.update(root["done"][name].values())
+        for pair, (left, right) in enumerate(root["pairs"]):
+            if not left["value"] == right["value"] == counted[pair]:
+                self.wrong.append(
+                    f"the pair {pair} is {left['value']} and {right['value']} after "
+                    f"{counted[pair]} commits"
+                )
+        for path in sorted(self.folder.glob("*.record")):
+            said: dict[str, set[int]] = {
+                key: set() for key in ("begun", "done", "refused", "doubt")
+            }
+            for line in path.read_text().splitlines():
+                word, number = line.split()
+                said[word].add(int(number))
+            stored = set(root["done"].get(path.stem, ()))
+            self.numbers["commits begun"] += len(said["begun"])
+            self.numbers["commits in the records"] += len(said["done"])
+            self.numbers["commits refused"] += len(said["refused"])
+            self.numbers["commits in doubt"] += len(said["doubt"])
+            self.numbers["commits in doubt that took place"] += len(said["doubt"] & stored)
+            if lost := said["done"] - stored:
+                self.wrong.append(f"{path.stem}: acknowledged and lost: {sorted(lost)[:10]}")
+            if extra := stored & said["refused"]:
+                self.wrong.append(f"{path.stem}: refused and stored: {sorted(extra)[:10]}")
+            if extra := stored - said["begun"]:
+                self.wrong.append(f"{path.stem}: never begun: {sorted(extra)[:10]}")
+        for key, blob in root["blobs"].items():
+            self.numbers["blobs"] += 1
+            with blob.open() as file:
+                if file.read().decode() != key.partition(" ")[2]:
+                    self.wrong.append(f"the blob {key} is not what was stored")
+        self.numbers["commits in the file"] += sum(counted.values())
+        connection.close()
+        database.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run it as the command line says."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+    if arguments[:1] == ["--work"]:
+        path, name, *fault = arguments[1:]
+        return work(path, name, fault[0] if fault else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--patience", type=float, default=PATIENCE_SECONDS)
+    parser.add_argument("--fault", choices=sorted(FAULTS))
+    given = parser.parse_args(arguments)
+    folder = Path(tempfile.mkdtemp(prefix="perdure-soak-"))
+    soak = Soak(
+        folder,
+        given.processes,
+        given.kills,
+        given.minutes * 60,
+        given.seed,
+        given.fault,
+        given.patience,
+    )
+    try:
+        soak.run()
+    finally:
+        for process in soak.running:
+            process.popen.kill()
+            process.popen.wait()
+    print(f"seed {given.seed}, {given.processes} processes, {soak.started} started")
+    for what, number in sorted(soak.numbers.items()):
+        print(f"{number:8} {what}")
+    for line in soak.wrong:
+        print(f"wrong: {line}")
+    if soak.wrong:
+        print(f"failed with --seed {given.seed}; the logs and records are in {folder}")
+        return 1
+    shutil.rmtree(folder)
+    print("nothing was wrong")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
