@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -11,11 +10,12 @@ import transaction
 from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
 
-from perdure.actors.opening import open_database
 from perdure.cli.errors import CommandError
 from perdure.cli.options import Source
 from perdure.model import ROOT_KEY, NotInstalledError
+from perdure.model.errors import DatabaseNotFoundError
 from perdure.model.queues import find_queues
+from perdure.storage import open_database
 
 __all__ = ["change", "connected", "opened", "reading"]
 
@@ -39,14 +39,12 @@ def opened(source: Source, *, create: bool = False) -> Iterator[Any]:
 
 
 def _open(source: Source, create: bool) -> Any:
-    path = source.text if source.is_path else source.text.removeprefix("file://").split("?")[0]
-    is_file = source.is_path or source.text.startswith("file://")
-    if is_file and path and not create and not os.path.lexists(path):
+    try:
+        return open_database(source.text, create=create)
+    except DatabaseNotFoundError as error:
         raise CommandError(
-            f"there is no database {path}: `perdure run` makes one; --db or $PERDURE_DB names "
-            "another"
-        )
-    return open_database(f"file://{os.path.abspath(path)}" if source.is_path else source.text)
+            f"{error}: `perdure run` makes one; --db or $PERDURE_DB names another"
+        ) from error
 
 
 @contextlib.contextmanager
