@@ -43,7 +43,8 @@ def _open(source: Source, create: bool) -> Any:
         return open_database(source.text, create=create)
     except DatabaseNotFoundError as error:
         raise CommandError(
-            f"{error}: `perdure run` makes one; --db or $PERDURE_DB names another"
+            f"there is no database {source.text}: `perdure run` makes one; --db or $PERDURE_DB "
+            "names another"
         ) from error
 
 
