@@ -12,13 +12,14 @@ import ZODB
 import zodburi
 from ZODB.FileStorage.FileStorage import FileStorageError, packed_version
 
-from perdure.model import class_factory, environment
+from perdure.model.environment import environment
 from perdure.model.errors import (
     DatabaseAccessError,
     DatabaseLockedError,
     DatabaseNotFoundError,
     UnknownSettingError,
 )
+from perdure.model.moved import class_factory
 from perdure.storage.limits import Limits
 from perdure.storage.shared import SharedStorage
 

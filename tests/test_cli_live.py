@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from test_cli_reports import differences, documented, shape
 
 from perdure.actors import ActorSystem, PollNow, start
 from perdure.cli.output import plain
@@ -14,15 +15,12 @@ from perdure.cli.processes import ask_all
 from support import jobs
 from support.shop import Shell, Shop
 from support.systems import HOUR, within
-from test_cli_reports import differences, documented, shape
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def system(
-    shell: Shell, shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ActorSystem]:
+def system(shell: Shell, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[ActorSystem]:
     """Works for the default queue, whose one waiting job it has run."""
     monkeypatch.syspath_prepend(shell.folder)
     with start(f"file://{shell.database}", {"": 2}, poll_interval=HOUR) as made:
