@@ -82,8 +82,10 @@ class Watch:
             others = {queue: found for queue, found in self._oids.items() if queue != queue_oid}
             self._oids = {**others, queue_oid: oids} if oids else others
 
-    def queues_of(self, oids: Collection[bytes]) -> list[bytes]:
-        """Return the oids of the queues that one of these records is watched for."""
+    def queues_of(self, oids: Collection[bytes] | None) -> list[bytes]:
+        """Return the oids of the queues that one of these records (None: any) is watched for."""
+        if oids is None:
+            return list(self._oids)
         return [queue for queue, watched in self._oids.items() if not watched.isdisjoint(oids)]
 
 

@@ -532,7 +532,7 @@ class _Waker:
         """Tell the dispatcher."""
         self._context.directory.tell("dispatcher", Wake(queue_oid))
 
-    def changed(self, oids: Collection[bytes]) -> None:
+    def changed(self, oids: Collection[bytes] | None) -> None:
         """Tell the dispatcher, where one of these says that there may be work."""
         for queue_oid in self._context.watch.queues_of(oids):
             self.wake(queue_oid)

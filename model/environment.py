@@ -25,8 +25,8 @@ class Waker(Protocol):
     def wake(self, queue_oid: bytes) -> None:
         """Note it and return at once; must not raise nor touch the database."""
 
-    def changed(self, oids: Collection[bytes]) -> None:
-        """Note that another process has committed changes of these; as above."""
+    def changed(self, oids: Collection[bytes] | None) -> None:
+        """Note that another process has committed changes of these, None: of any; as above."""
 
 
 class Environment:
@@ -67,8 +67,10 @@ class Environment:
         for waker in wakers:
             waker.wake(queue_oid)
 
-    def tell_of_commit_elsewhere(self, oids: Collection[bytes]) -> None:
+    def tell_of_commit_elsewhere(self, oids: Collection[bytes] | None) -> None:
         """Wake whoever waits for something that another process has committed.
+
+        `oids` are those of the objects that it has written; None where that is not known.
 
         For storages that hear of such commits: to be called when a transaction that begins
         now sees it, from any thread. It returns at once, and does not touch the database.
@@ -77,7 +79,10 @@ class Environment:
             wakers = list(self._wakers)
         for waker in wakers:
             waker.changed(oids)
-        self.results.announce_any(JobRef(u64(oid), self._database_name) for oid in oids)
+        if oids is None:
+            self.results.announce_all()
+        else:
+            self.results.announce_any(JobRef(u64(oid), self._database_name) for oid in oids)
         self.announce_change()
 
     def announce_change(self) -> None:

@@ -12,12 +12,14 @@ import ZODB
 import zodburi
 from ZODB.FileStorage.FileStorage import FileStorageError, packed_version
 
+from perdure.model.environment import environment
 from perdure.model.errors import (
     DatabaseAccessError,
     DatabaseLockedError,
     DatabaseNotFoundError,
     UnknownSettingError,
 )
+from perdure.model.moved import class_factory
 from perdure.storage.limits import Limits
 from perdure.storage.shared import SharedStorage
 
@@ -101,7 +103,9 @@ def _open_shared(
             create=create,
             limits=Limits(wait=wait),
         )
-        opened = ZODB.DB(storage, **settings)
+        opened = ZODB.DB(storage, class_factory=class_factory, **settings)
+        known = environment(opened)
+        storage.on_foreign_commit(lambda tid, oids: known.tell_of_commit_elsewhere(oids))
         storage.share()
     except BaseException as error:
         if storage is not None:
@@ -119,7 +123,7 @@ def _open_shared(
 def _open_by_uri(shown: str, uri: str) -> Any:
     factory, settings = _resolve(uri)
     try:
-        return ZODB.DB(factory(), **settings)
+        return ZODB.DB(factory(), class_factory=class_factory, **settings)
     except zc.lockfile.LockError as error:
         raise DatabaseLockedError(
             f"the database {shown} is open in another process: stop that one, or leave out the "

@@ -32,7 +32,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 import zc.lockfile
@@ -59,7 +59,7 @@ logger = logging.getLogger("perdure.events")
 T = TypeVar("T")
 
 #: Told of a commit: its id, and the objects that it changed; None where these are not known.
-Told = Callable[[bytes, Iterable[bytes] | None], object]
+Told = Callable[[bytes, Collection[bytes] | None], object]
 
 _LOOK_AGAIN_SECONDS = 0.05
 

@@ -934,6 +934,7 @@ def test_what_concerns_no_queue_wakes_nobody(systems: Systems, elsewhere: None) 
         assert watch.queues_of([queue.inboxes._p_oid]) == [queue._p_oid]
         agent = queue.dispatchers[system.uuid]["main"]
         assert watch.queues_of([agent._p_oid, p64(12345)]) == [queue._p_oid]
+        assert watch.queues_of(None) == [queue._p_oid]
 
 
 def test_who_waits_for_a_result_hears_of_it_from_another_process(systems: Systems) -> None:
@@ -945,3 +946,5 @@ def test_who_waits_for_a_result_hears_of_it_from_another_process(systems: System
         assert listener.wait(0)
         known.tell_of_commit_elsewhere([p64(ref.oid + 1)])
         assert not listener.wait(0)
+        known.tell_of_commit_elsewhere(None)
+        assert listener.wait(0)

@@ -135,13 +135,14 @@ def test_the_model_imports_no_actor():
 
 
 def test_the_storage_knows_little_of_the_model_and_nothing_of_actors():
-    known = ("perdure.model.errors", "perdure.model.clock", "perdure.model.lockfile")
+    known = ("errors", "clock", "lockfile", "environment", "moved")
     wrong = [
         (str(path), name)
         for path in sources("storage")
         for name in imported(path)
         if name.startswith(("perdure.", "pykka"))
-        and not name.startswith(("perdure.storage", *known))
+        and not name.startswith("perdure.storage")
+        and not name.startswith(tuple(f"perdure.model.{module}" for module in known))
     ]
     assert wrong == []
 
