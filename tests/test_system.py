@@ -48,7 +48,7 @@ from perdure.model import (
     local,
     subscribe,
 )
-from perdure.model.errors import UnknownMessageError
+from perdure.model.errors import StopRequested, UnknownMessageError
 from perdure.model.lane import Lane
 from support import jobs
 from support.jobs import Counter, calls, gates
@@ -561,16 +561,14 @@ def test_what_runs_may_end_within_the_drain_time(
 
 
 @pytest.mark.spec("D10")
-def test_a_stop_without_a_drain_ends_the_drain_of_another_thread(
-    systems: Systems, manual_clock: ManualClock
-) -> None:
-    system = systems.start(queues={"": 1}, clock=manual_clock)
+def test_a_stop_without_a_drain_ends_the_drain_of_another_thread(systems: Systems) -> None:
+    system = systems.start(queues={"": 1})
     running = system.put(jobs.pass_gate, "g")
     gates["g"].wait_until_entered()
-    settled(system)
-    stopping = threading.Thread(target=system.stop)
+    stopping = threading.Thread(target=system.stop, args=(timedelta(days=1),))
     stopping.start()
-    manual_clock.wait_until_waiting(3)  # heartbeat, dispatcher, and who waits for the job
+    with pytest.raises(StopRequested):
+        system._context.stop.wait(LIMIT)
     within(lambda: system.stop(NOW))
     stopping.join(LIMIT.total_seconds())
     assert not stopping.is_alive()
