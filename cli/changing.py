@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from perdure.cli.database import change, opened
-from perdure.cli.naming import queue_name, queue_shown
+from perdure.cli.database import change, find_queue, opened
+from perdure.cli.naming import queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import print_json, print_line
-from perdure.model import Job, JobRef, Queue, find_job, get_queue
-from perdure.model.queues import find_queues
+from perdure.model import Job, JobRef, Queue, find_job
 
-__all__ = ["change_jobs", "change_queue", "find_queue"]
+__all__ = ["change_jobs", "change_queue"]
 
 
 def change_jobs(
@@ -40,11 +39,6 @@ def change_jobs(
         for ref in changed:
             print_line(f"{ref} {done}")
     return 0
-
-
-def find_queue(connection: Any, text: str) -> Queue:
-    """Return the queue that is called `text`; raises `QueueNotFoundError`."""
-    return get_queue(connection, queue_name(text, find_queues(connection)))
 
 
 def change_queue(

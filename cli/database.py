@@ -11,13 +11,19 @@ from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
 
 from perdure.cli.errors import CommandError
+from perdure.cli.naming import queue_name
 from perdure.cli.options import Source
-from perdure.model import ROOT_KEY, NotInstalledError
-from perdure.model.errors import DatabaseNotFoundError
+from perdure.model import (
+    ROOT_KEY,
+    DatabaseNotFoundError,
+    NotInstalledError,
+    Queue,
+    get_queue,
+)
 from perdure.model.queues import find_queues
 from perdure.storage import open_database
 
-__all__ = ["change", "connected", "opened", "reading"]
+__all__ = ["change", "connected", "find_queue", "opened", "reading"]
 
 T = TypeVar("T")
 
@@ -42,6 +48,8 @@ def _open(source: Source, create: bool) -> Any:
     try:
         return open_database(source.text, create=create)
     except DatabaseNotFoundError as error:
+        if create:
+            raise
         raise CommandError(
             f"there is no database {source.text}: `perdure run` makes one; --db or $PERDURE_DB "
             "names another"
@@ -122,3 +130,8 @@ def _check_installed(connection: Any) -> None:
             "this database has no queues yet: `perdure run` makes them, and so does "
             "perdure.model.install"
         ) from error
+
+
+def find_queue(connection: Any, text: str) -> Queue:
+    """Return the queue that somebody calls `text`; raises `QueueNotFoundError`."""
+    return get_queue(connection, queue_name(text, find_queues(connection)))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from perdure.cli.changing import find_queue
-from perdure.cli.database import change, opened, reading
+from perdure.cli.database import change, find_queue, opened, reading
 from perdure.cli.durations import show_duration
 from perdure.cli.errors import CommandError
 from perdure.cli.naming import process_shown, queue_shown

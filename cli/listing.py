@@ -7,24 +7,34 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from perdure.cli.database import reading
+from perdure.cli.database import find_queue, reading
 from perdure.cli.durations import show_duration, show_moment
-from perdure.cli.naming import queue_name, queue_shown
+from perdure.cli.naming import queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import number_shown, print_json, print_line, print_table
-from perdure.cli.statuses import STATUSES, count_row
 from perdure.model import (
     JobDetails,
     JobSummary,
+    QueueStatus,
     Status,
     database_status,
-    get_queue,
     job_statistics,
     list_jobs,
 )
-from perdure.model.queues import find_queues
 
-__all__ = ["Filters", "show_counts", "show_jobs", "show_statistics"]
+__all__ = [
+    "STATUSES",
+    "Filters",
+    "count_row",
+    "print_jobs",
+    "show_counts",
+    "show_jobs",
+    "show_statistics",
+    "status_shown",
+]
+
+STATUSES = ("pending", "assigned", "active", "callbacks", "completed", "failed")
+"""What jobs are counted by: their statuses, and what has failed of those that are completed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +57,7 @@ class Filters:
 
     def queue_in(self, connection: Any) -> str | None:
         """Return the queue's name in the database; raises `QueueNotFoundError`."""
-        if self.queue is None:
-            return None
-        name = queue_name(self.queue, find_queues(connection))
-        return get_queue(connection, name).name
+        return None if self.queue is None else find_queue(connection, self.queue).name
 
     def in_database(self, connection: Any) -> dict[str, Any]:
         """Return them as `perdure.model.list_jobs` takes them."""
@@ -127,6 +134,11 @@ def show_counts(source: Source, filters: Filters, *, as_json: bool) -> int:
     columns = ("queue", *(f"#{status}" for status in statuses))
     print_table(columns, (count_row(each, statuses) for each in queues))
     return 0
+
+
+def count_row(queue: QueueStatus, statuses: Iterable[str]) -> tuple[object, ...]:
+    """Return the row of a queue in a table of counts."""
+    return (queue_shown(queue.name), *(getattr(queue.counts, each) for each in statuses))
 
 
 def show_statistics(source: Source, filters: Filters, walk: int, *, as_json: bool) -> int:

@@ -41,11 +41,6 @@ class Source:
 
     text: str
 
-    @property
-    def is_path(self) -> bool:
-        """Whether it is the path of a file, and no URI."""
-        return "://" not in self.text
-
 
 def database_options(function: Function) -> Function:
     """Give a command ``--db`` and ``--app-dir``; it is called with a `Source` first.

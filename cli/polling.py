@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from perdure.actors import PollDone, PollsAsked, active_processes
-from perdure.cli.changing import find_queue
-from perdure.cli.database import reading
+from perdure.cli.database import find_queue, reading
 from perdure.cli.durations import show_moment
 from perdure.cli.naming import queue_shown
 from perdure.cli.options import Source

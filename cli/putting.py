@@ -15,10 +15,10 @@ import click
 from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
 
-from perdure.cli.database import ATTEMPTS, connected, opened
+from perdure.cli.database import ATTEMPTS, connected, find_queue, opened
 from perdure.cli.durations import show_duration
 from perdure.cli.errors import CommandError, one_line
-from perdure.cli.naming import find_callable, queue_name, queue_shown
+from perdure.cli.naming import find_callable, queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import print_json, print_line
 from perdure.model import (
@@ -30,9 +30,7 @@ from perdure.model import (
     Status,
     environment,
     find_job,
-    get_queue,
 )
-from perdure.model.queues import find_queues
 from perdure.model.saferepr import survive
 
 __all__ = ["Outcome", "Put", "Request", "arguments", "put_job"]
@@ -185,7 +183,7 @@ def _check_call(call: str, function: Any, args: list[Any], kwargs: dict[str, Any
 def _put(database: Any, request: Request, make: Callable[[], Job]) -> Put:
     for _ in range(ATTEMPTS):
         with connected(database) as connection:
-            queue = get_queue(connection, queue_name(request.queue, find_queues(connection)))
+            queue = find_queue(connection, request.queue)
             job = queue.put(make(), begin_after=_begin_after(request, database))
             put = Put(job.ref, job.callable_name, job.call_text(), queue.name, job.begin_after)
             try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from perdure.actors import StatusAsked, active_processes
 from perdure.cli.database import connected, opened
 from perdure.cli.durations import show_duration, show_moment
+from perdure.cli.listing import STATUSES, count_row
 from perdure.cli.naming import process_shown, queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import plain, print_facts, print_json, print_line, print_table, size_shown
@@ -20,9 +21,7 @@ from perdure.model import (
     database_status,
 )
 
-__all__ = ["STATUSES", "count_row", "show_status"]
-
-STATUSES = ("pending", "assigned", "active", "callbacks", "completed", "failed")
+__all__ = ["show_status"]
 
 
 def show_status(source: Source, *, as_json: bool) -> int:
@@ -72,11 +71,6 @@ def _print(name: str, status: DatabaseStatus, live: dict[Any, Answer]) -> None:
         print_line("")
         columns = ("agent", "queue", "process", "#held", "#size", "#completed", "#failed", "note")
         print_table(columns, map(_agent_row, agents))
-
-
-def count_row(queue: QueueStatus, statuses: Iterable[str]) -> tuple[object, ...]:
-    """Return the row of a queue in a table of counts."""
-    return (queue_shown(queue.name), *(getattr(queue.counts, each) for each in statuses))
 
 
 def _queue_row(queue: QueueStatus) -> tuple[object, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from ZODB.POSException import ReadOnlyError
 
 from perdure.cli import database as cli_database
 from perdure.cli.app import _COMMANDS, perdure
+from perdure.storage import opening
+from perdure.storage.limits import Limits
 from support.shop import Shell, Shop
 
 #: A call of each command that works on a database, which would do its work with `shop`.
@@ -136,17 +140,17 @@ def test_a_database_without_queues_is_told(shell: Shell, call):
     )
 
 
-# Each waits a few seconds for a process that may be about to share it.
-@pytest.mark.slow
-@pytest.mark.parametrize("call", ["run", "status", "put"])
-def test_a_locked_database_is_told(shell: Shell, shop: Shop, call):
+@every_call
+def test_a_locked_database_is_told(shell: Shell, shop: Shop, call, monkeypatch):
+    # For so long it is waited whether the other one shares it.
+    monkeypatch.setattr(opening, "Limits", partial(Limits, unshared=timedelta(milliseconds=10)))
     other = FileStorage(str(shell.database))
     try:
         text = shell.refused(*CALLS[call])
     finally:
         other.close()
 
-    assert "which does not share it: stop that one" in text
+    assert f"is open in the process {os.getpid()}, which does not share it: stop that one" in text
 
 
 @every_call

@@ -48,7 +48,7 @@ from perdure.model import (
     local,
     subscribe,
 )
-from perdure.model.errors import UnknownMessageError
+from perdure.model.errors import StopRequested, UnknownMessageError
 from perdure.model.lane import Lane
 from support import jobs
 from support.jobs import Counter, calls, gates
@@ -558,6 +558,21 @@ def test_what_runs_may_end_within_the_drain_time(
     assert read(system, running, "result") == "g"
     assert read(system, running, "status") is Status.COMPLETED
     assert read(system, waiting, "status") is Status.PENDING and calls == []
+
+
+@pytest.mark.spec("D10")
+def test_a_stop_without_a_drain_ends_the_drain_of_another_thread(systems: Systems) -> None:
+    system = systems.start(queues={"": 1})
+    running = system.put(jobs.pass_gate, "g")
+    gates["g"].wait_until_entered()
+    stopping = threading.Thread(target=system.stop, args=(timedelta(days=1),))
+    stopping.start()
+    with pytest.raises(StopRequested):
+        system._context.stop.wait(LIMIT)
+    within(lambda: system.stop(NOW))
+    stopping.join(LIMIT.total_seconds())
+    assert not stopping.is_alive()
+    assert read(system, running, "status") is Status.ACTIVE
 
 
 @pytest.mark.spec("D10", "D6")
