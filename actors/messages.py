@@ -128,7 +128,7 @@ class CancelJob:
 
 @dataclass(frozen=True, slots=True)
 class PauseQueue:
-    """Let no more jobs of a queue be claimed, by any process; see `Queue.pause`.
+    """Let no more jobs of a queue begin, in any process; see `Queue.pause`.
 
     Asked, it raises `QueueNotFoundError`.
     """
@@ -138,7 +138,7 @@ class PauseQueue:
 
 @dataclass(frozen=True, slots=True)
 class ResumeQueue:
-    """Let jobs of a queue be claimed again; see `Queue.resume`.
+    """Let jobs of a queue begin again; see `Queue.resume`.
 
     Asked, it raises `QueueNotFoundError`.
     """

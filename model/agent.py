@@ -231,6 +231,12 @@ class Agent(Tally, Persistent):
                 else:
                     self._leave(job, held)
 
+    def settle_done(self, job: Job) -> None:
+        """Let a COMPLETED job be among the done ones, if it is not yet."""
+        entry = self._held.get(job._p_oid) or self._left.get(job._p_oid)
+        if entry is not None:
+            self._settle(job._p_oid, *entry)
+
     def settle_all(self) -> list[Claim]:
         """Settle what can be; return what is still to be run.
 
@@ -415,14 +421,11 @@ class Agent(Tally, Persistent):
 
 
 def _family(job: Job) -> Iterator[Job]:
-    """Return a job, its callbacks, theirs, and so on, as far as they can be loaded here.
-
-    Without those that are in a queue of their own, to be retried by hand.
-    """
+    """Return a job, its callbacks, theirs, and so on, as far as they can be loaded here."""
     waiting = [job]
     while waiting:
         each = waiting.pop(0)
-        if is_loadable(each) and (each is job or each._queue is None):
+        if is_loadable(each):
             yield each
             waiting = [*each._children(), *waiting]
 

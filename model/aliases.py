@@ -60,8 +60,11 @@ def translate(table: Mapping[str, str], name: str) -> str:
 
 def _matching(name: str) -> Iterator[str]:
     """Return what an alias for `name` may be named: the most particular name first."""
-    yield name
-    module = name.partition(":")[0]
+    module, separator, qualname = name.partition(":")
+    while qualname:
+        # What a class has moves with it.
+        yield module + separator + qualname
+        qualname = qualname.rpartition(".")[0]
     while module:
         yield module
         module = module.rpartition(".")[0]

@@ -8,6 +8,7 @@ from typing import Any
 import transaction
 
 from perdure.model.agent import Agent
+from perdure.model.errors import PerdureError
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.queue import Queue
@@ -46,6 +47,7 @@ class _Checker:
         self._found: list[str] = []
         self._places: dict[bytes, list[str]] = {}
         self._jobs: dict[bytes, Job] = {}
+        self._countable = True
 
     def violations(self) -> list[str]:
         """Return the sentences."""
@@ -143,9 +145,16 @@ class _Checker:
                 if inbox is None or cursor > entries:
                     self._say(f"inbox {key} has {entries} jobs, of which {cursor} were sorted in")
                     continue
-                for job in inbox.since(cursor):
-                    self._place(job, f"inbox {key}")
-                    self._check_waiting(job)
+                try:
+                    for job in inbox.backwards(cursor):
+                        if isinstance(job, Job) or not is_loadable(job):
+                            self._place(job, f"inbox {key}")
+                            self._check_waiting(job)
+                        else:
+                            self._say(f"inbox {key} has {job!r} where a job should be")
+                except PerdureError as error:
+                    self._say(f"inbox {key}: {error}")
+                    self._countable = False
 
     def _check_waiting(self, job: Job) -> None:
         if not is_loadable(job):
@@ -180,6 +189,8 @@ class _Checker:
                 self._say(f"{job!r} is {job.status.name} and among the completed of {agent!r}")
 
     def _compare_length(self) -> None:
+        if not self._countable:
+            return
         walked = sum(1 for _ in self._queue)
         # Not by `len`, which refuses to tell of one below zero.
         length = self._queue.__len__()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from persistent import Persistent
 from ZODB.POSException import ConflictError
 
+from perdure.model.errors import PerdureError
 from perdure.model.resolving import previous_of
 
 if TYPE_CHECKING:
@@ -67,8 +68,12 @@ class Inbox(Persistent):
     def backwards(self, entries: int) -> Iterator[Job]:
         """Return the jobs after the first `entries`, newest first, loading one at a time."""
         job = self.head
-        for _ in range(self.entries - entries):
-            assert job is not None
+        for count in range(entries, self.entries):
+            if job is None:
+                raise PerdureError(
+                    f"the links of an inbox end {self.entries - count} jobs too early: the "
+                    "database is damaged"
+                )
             yield job
             job = previous_of(job)
 

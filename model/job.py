@@ -358,7 +358,8 @@ class Job(JobRecord):
         result. A PENDING job becomes the first in line, due at once.
 
         Works in the transaction of the job's connection. Raises `BadStatusError` in another
-        status, for a job that has succeeded, and for one that was in no queue;
+        status, for a job that has succeeded, for one that was in no queue, and while a callback
+        of it is being retried;
         `JobNotFoundError` where it was forgotten; `CallableNotFoundError` where it cannot be
         loaded here.
         """
@@ -370,7 +371,8 @@ class Job(JobRecord):
         """End a job that has not begun: its result is a failure, an `AbortedError`.
 
         Its callbacks are then run by the queue's agents, as after `fail`. Works in the
-        transaction of the job's connection. Raises `BadStatusError` where it has begun,
+        transaction of the job's connection. Raises `BadStatusError` where it has begun, or is in
+        no queue,
         `CallableNotFoundError` where it cannot be loaded here.
         """
         from perdure.model.operating import cancel

@@ -19,7 +19,8 @@ def set_alias(connection: Any, old: str, new: str) -> None:
     """Let the stored name `old` stand for `new` from now on, in all processes.
 
     :param connection: of the database, or any object stored in it; works in its transaction.
-    :param old: ``module:qualname``, or a module alone: then for everything in it and below it.
+    :param old: ``module:qualname``, that of a class for all that it has, too; or a module alone,
+        for everything in it and below it.
     :param new: a name of the same kind.
 
     Jobs that were parked under `old` are tried again. It holds for what jobs call, for retry

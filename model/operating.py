@@ -19,6 +19,10 @@ def retry(job: Job) -> None:
     check_whole(job)
     if isinstance(job, InternalJob):
         raise BadStatusError(f"{job!r} deals with {job.serves!r}: retry that one")
+    if isinstance(job, CallbackProxy) and job.job is not None:
+        raise BadStatusError(
+            f"{job!r} has only passed on the result of {job.job!r}: retry that one"
+        )
     if job.status is Status.PENDING:
         _hasten(job)
         return
@@ -29,10 +33,19 @@ def retry(job: Job) -> None:
         raise BadStatusError(f"{job!r} was in no queue: call it again, or put another job")
     if not agent.keeps(whole):
         raise JobNotFoundError(f"{job!r} was forgotten: the time for which it is kept is over")
+    callbacks = job._callbacks or ()
+    for callback in callbacks:
+        if callback._queue is not None and callback.status is not Status.COMPLETED:
+            # It is called with the result that would be gone.
+            raise BadStatusError(
+                f"{job!r} has the callback {callback!r}, which is being retried: wait for that one"
+            )
+    # What a worker has just completed may not be among the done jobs yet.
+    agent.settle_done(whole)
     if job is whole:
         agent._give_up(job)
     job._begin_anew()
-    for callback in job._callbacks or ():
+    for callback in callbacks:
         _reopen(callback)
     queue._enter(job, "retry", due=clock_of(queue).now())
 
@@ -41,8 +54,9 @@ def _hasten(job: Job) -> None:
     """Let a job that waits be the first in line, due at once."""
     queue = job._queue
     assert queue is not None
-    queue.remove(job)
-    queue.put_back(job)
+    queue._leave(job)
+    job._taken_out()
+    queue._enter(job, "put", first=True)
 
 
 def _check_failed(job: Job) -> None:
@@ -84,4 +98,6 @@ def cancel(job: Job) -> None:
             f"{job!r} is {status.name}, and only a job that has not begun can be cancelled"
         )
     check_whole(job)
+    if job.queue is None:
+        raise BadStatusError(f"{job!r} is in no queue, so that there is nothing to cancel")
     fail_by_hand(job, AbortedError("it was cancelled before it began"), commit=False)

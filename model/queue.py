@@ -224,13 +224,11 @@ class Queue(Persistent):
 
         It holds its quota places then, and is to be given to an agent in the same
         transaction. Returns `default` where there is none. `prefer` names the stripes to
-        look into first. What a filter raises comes out. While the queue is paused there is
-        none.
+        look into first. What a filter raises comes out. While the queue is paused, internal jobs
+        alone are claimed, which see to those that have begun, were cancelled, or expired.
         """
         # A claim that is under way must not be committed after a pause.
         self._p_jar.readCurrent(self)
-        if self.paused:
-            return default
         now = microseconds(self._environment.clock.now())
         filter_name = None if filter is None else name_of(filter)
         for stripes in self._in_turn(prefer):
@@ -306,6 +304,8 @@ class Queue(Persistent):
         return None if first is None else first[1:]
 
     def _may_have(self, key: LineKey, filter_name: str | None) -> bool:
+        if self.paused and not key.internal:
+            return False
         if key.unresolved:
             # Under what it stands for now: an alias may have been made since.
             if current_name(self, key.unresolved) in self._environment.unresolved:
@@ -475,9 +475,10 @@ class Queue(Persistent):
     # For those who operate it.
 
     def pause(self) -> None:
-        """Let no more jobs be claimed, by any dispatcher, until `resume`.
+        """Let no more jobs begin, in any process, until `resume`.
 
-        What runs goes on; jobs can be put. Harmless when repeated.
+        What has begun goes on, with its callbacks; jobs can be put, cancelled, and expire.
+        Harmless when repeated.
         """
         self.paused = True
 

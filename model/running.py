@@ -553,8 +553,7 @@ def _only_exceptions() -> Iterator[None]:
 
 def _next_callback(job: Job) -> Job | None:
     for callback in job.callbacks:
-        # One that was put into the queue, to be retried by hand, is not run here.
-        if callback._queue is None and callback.status is not Status.COMPLETED:
+        if callback.status is not Status.COMPLETED:
             return callback
     return None
 

@@ -224,6 +224,25 @@ def test_an_empty_line_is_found(view):
     assert "is empty" in only(view)
 
 
+def test_links_of_an_inbox_that_end_too_early_are_found(view):
+    one, two = view.put(echo, 1), view.put(echo, 2)
+    assert two._previous is one
+    two._previous = None
+    assert "end 1 jobs too early" in only(view)
+    two._previous = one
+    view.commit()
+
+
+def test_something_else_in_the_place_of_a_job_is_found(view):
+    one, two = view.put(echo, 1), view.put(echo, 2)
+    two._previous = view.queue.quotas
+    view.commit()
+    found = view.world.check()
+    assert any("where a job should be" in each for each in found)
+    two._previous = one
+    view.commit()
+
+
 def test_a_cursor_beyond_its_inbox_is_found(view):
     [job] = sorted_in(view, 1)
     [(key, _)] = [(k, i) for k, i in view.queue.inboxes.items() if i.entries]

@@ -50,6 +50,14 @@ def failed_job(view, *callbacks):
     return job, account
 
 
+told = []
+
+
+def note_and_fail(result):
+    told.append(result)
+    raise ValueError("again")
+
+
 def note(account, text, result):
     account.notes = (*getattr(account, "notes", ()), text)
 
@@ -131,21 +139,70 @@ def test_a_callback_that_failed_is_retried_with_the_same_result(view, agent):
     assert callback.result == 3 and callback in agent.completed
 
 
-def test_a_job_whose_callback_is_being_retried_leaves_that_one_alone(view, agent):
-    account = Account()
-    job = Job(broken_at_first, account)
-    callback = job.add_callback(fail)
+@pytest.mark.spec("J21")
+def test_a_job_whose_callback_is_being_retried_is_not_retried(view, agent):
+    told.clear()
+    job = Job(fail)
+    callback = job.add_callback(note_and_fail)
     view.put(job)
     run_next(view)
+    failure = job.result
     callback.retry()
+    view.commit()
+    with pytest.raises(BadStatusError, match="which is being retried"):
+        job.retry()
+    view.abort()
+    run_next(view)
+    assert told == [failure, failure]
     job.retry()
     view.commit()
-    [first, second] = [view.claim(agent), view.claim(agent)]
-    assert {first, second} == {job, callback}
-    view.run(job)
-    assert job.status is Status.COMPLETED and callback.status is Status.ASSIGNED
-    view.run(callback)
-    assert callback.status is Status.COMPLETED
+    assert run_next(view) is job
+
+
+def test_a_job_that_is_not_settled_yet_is_retried_all_the_same(view, agent):
+    job = view.put(fail)
+    view.claim(agent)
+    view.begin(job)
+    job._end(Failure(ValueError("no"))), job._complete()
+    view.commit()
+    job.retry()
+    view.commit()
+    assert len(agent) == 0 and agent.kept(failed=True) == 0
+    assert run_next(view) is job
+
+
+def test_a_late_callback_that_waits_becomes_the_first_in_line(world, view, agent):
+    job = view.put(echo, 1)
+    run_next(view)
+    late = job.add_callback(Job(echo))
+    view.commit()
+    other = view.put(echo, 2)
+    late.retry()
+    view.commit()
+    assert [view.claim(agent), view.claim(agent)] == [late, other]
+
+
+def test_of_two_callbacks_the_one_that_failed_is_retried_and_not_their_proxy(view, agent):
+    job = Job(fail)
+    proxy = job.add_callbacks(failure=fail)
+    view.put(job)
+    run_next(view)
+    assert proxy.failed
+    with pytest.raises(BadStatusError, match="retry that one"):
+        proxy.retry()
+    proxy.failure.retry()
+    view.commit()
+    assert run_next(view) is proxy.failure
+
+
+def test_a_job_in_no_queue_is_not_cancelled_and_runs_nothing(view):
+    job, account = Job(echo, 1), Account()
+    job.add_callback(Job(note, account, "called"))
+    view.connection.add(job)
+    view.commit()
+    with pytest.raises(BadStatusError, match="in no queue"):
+        job.cancel()
+    assert job.status is Status.NEW and not hasattr(account, "notes")
 
 
 def test_a_job_that_waits_becomes_the_first_in_line_and_due_at_once(world, view, agent):
@@ -270,6 +327,28 @@ def test_of_a_paused_queue_nothing_is_claimed_until_it_is_resumed(view, agent):
     view.queue.resume()
     view.commit()
     assert view.claim(agent) is job
+
+
+def test_in_a_paused_queue_jobs_are_cancelled_and_expire_and_what_has_begun_goes_on(
+    world, view, agent
+):
+    begun, cancelled, expiring = view.put(echo, 1), view.put(echo, 2), Job(echo, 3)
+    view.claim(agent)
+    view.begin(begun)
+    expiring.begin_by = SECOND
+    view.put(expiring)
+    view.queue.pause()
+    cancelled.cancel()
+    agent.interrupt(begun)
+    view.commit()
+    view.advance(HOUR)
+    while (job := view.claim(agent)) is not None:
+        view.run(job)
+    assert cancelled.status is expiring.status is Status.COMPLETED
+    assert expiring.failed and begun.status is Status.PENDING
+    view.queue.resume()
+    view.commit()
+    assert run_next(view) is begun and begun.result == 1
 
 
 def test_a_claim_that_is_under_way_is_not_committed_after_a_pause(world, view, agent):
