@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 import transaction
 import ZODB
+from persistent.mapping import PersistentMapping
 from ZODB.blob import Blob
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.FileStorage import FileStorageError
@@ -48,7 +49,7 @@ def test_forgotten_jobs_are_dropped_and_kept_ones_stay(file_world):
     new = complete(view, echo, 1).ref
     waiting = view.put(echo, 2).ref
 
-    report = pack(file_world.database)
+    report = pack(file_world.database, timedelta(0))
 
     assert report.forgotten == 10 and report.after_bytes < report.before_bytes - 10_000
     assert report.at == file_world.clock.now()
@@ -75,7 +76,7 @@ def test_revisions_are_kept_as_long_as_wanted(tmp_path):
     pack(database, keep=HOUR)
     # And the commit of its own, that says so.
     assert len(database.undoLog(0, 100)) == entries + 1
-    pack(database)
+    pack(database, keep=timedelta(0))
     assert len(database.undoLog(0, 100)) < entries
     with database.transaction() as connection, connection.root()["blob"].open() as file:
         assert (file.read(), connection.root()["number"]) == (b"one", 4)
@@ -96,14 +97,39 @@ def test_packing_while_jobs_run_loses_nothing(systems, tmp_path):
             found = connection.root()["counter"]
             refs.append(get_queue(connection).put(Job(found.add, 1)).ref)
         if number % 20 == 10:
-            pack(database)
+            pack(database, keep=timedelta(0))
     for ref in refs:
         system.wait(ref, timeout=LIMIT)
-    pack(database)
+    pack(database, keep=timedelta(0))
     with system.transaction() as connection:
         assert connection.root()["counter"].value == 120
         assert all(not find_job(connection, ref).failed for ref in refs)
     assert system.result(system.put(operator.add, 1, 1), timeout=LIMIT) == 2
+
+
+def test_a_job_that_runs_still_finds_what_others_let_go_of_meanwhile(systems, tmp_path):
+    database = systems.database(FileStorage(str(tmp_path / "data.fs")))
+    system = systems.start(database, {"": 1})
+    with system.transaction() as connection:
+        shelf = connection.root()["shelf"] = PersistentMapping()
+        shelf["thing"] = jobs.Counter()
+        ref = get_queue(connection).put(Job(read_late, shelf)).ref
+    jobs.gates["read"].wait_until_entered()
+    with system.transaction() as connection:
+        del connection.root()["shelf"]["thing"]
+
+    pack(database, keep=timedelta(0))
+
+    jobs.gates["read"].open()
+    assert system.result(ref, timeout=LIMIT) == 0
+
+
+def read_late(shelf):
+    thing = shelf["thing"]
+    # The connection may have been the one that made it.
+    thing._p_deactivate()
+    jobs.gates["read"].enter()
+    return thing.value
 
 
 @pytest.mark.parametrize(
@@ -111,6 +137,7 @@ def test_packing_while_jobs_run_loses_nothing(systems, tmp_path):
     [
         (-HOUR, UnknownSettingError, "keep must not be negative"),
         (3, TypeError, "keep must be a timedelta, not 3"),
+        (timedelta(days=60_000), UnknownSettingError, "keep must be 36500 days at most"),
     ],
 )
 def test_a_bad_time_to_keep_is_refused(world, keep, error, text):

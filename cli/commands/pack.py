@@ -16,7 +16,8 @@ __all__ = ["COMMANDS"]
     "--keep",
     metavar="DURATION",
     type=duration,
-    default="0",
+    default="10m",
+    show_default=True,
     help="Keep what was replaced or removed within this time, so that it can be undone.",
 )
 @database_options
