@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import socket
 import uuid as uuids
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from perdure.actors import localsocket, wire
 from perdure.actors.control import ANSWER_SECONDS, socket_path
 from perdure.model.clock import SystemClock
+from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.errors import ProcessNotReachableError, UnknownSettingError
 from perdure.model.incarnation import Incarnation, has_same_boot, proved_dead
 from perdure.model.queues import find_queues
@@ -55,16 +57,24 @@ def active_processes(connection: Any) -> tuple[ProcessAddress, ...]:
     them until another one notices. Reads in the connection's transaction, in its thread.
     Raises `NotInstalledError` where the database has no queues.
     """
-    queues: dict[uuids.UUID, list[str]] = {}
-    incarnations: dict[uuids.UUID, Incarnation | None] = {}
+    records: dict[uuids.UUID, list[DispatcherRecord]] = {}
     for queue in find_queues(connection).values():
         for record in queue.dispatchers.records():
             if record.active:
-                queues.setdefault(record.uuid, []).append(queue.name)
-                incarnations[record.uuid] = incarnations.get(record.uuid) or record.incarnation
-    return tuple(
-        ProcessAddress(uuid, tuple(queues[uuid]), incarnations[uuid]) for uuid in sorted(queues)
-    )
+                records.setdefault(record.uuid, []).append(record)
+    return tuple(_address(records[uuid]) for uuid in sorted(records))
+
+
+def _address(records: list[DispatcherRecord]) -> ProcessAddress:
+    """Return where a process is, by its latest start: an earlier one may not be buried yet."""
+    latest = max(records, key=_activated)
+    names = [record.queue.name for record in records if record.token == latest.token]
+    return ProcessAddress(latest.uuid, tuple(names), latest.incarnation)
+
+
+def _activated(record: DispatcherRecord) -> datetime.datetime:
+    assert record.activated is not None
+    return record.activated
 
 
 def ask_process(

@@ -380,6 +380,9 @@ class DispatcherActor(DatabaseActor):
                     error="" if failure is None else str(failure),
                 ),
             )
+        queues = find_queues(self._connection)
+        # An alias that was made lets jobs go on that were parked.
+        watched |= {each._p_oid for each in (queues, queues.aliases) if each is not None}
         self._queues[name].watched = record.queue.telling_oids() | watched
         return worked
 

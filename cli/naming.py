@@ -32,9 +32,9 @@ def queue_name(text: str, queues: Iterable[str]) -> str:
     return "" if text == DEFAULT_QUEUE and DEFAULT_QUEUE not in queues else text
 
 
-def queue_shown(name: str) -> str:
-    """Return a queue's name as people see it."""
-    return name or _SHOWN
+def queue_shown(name: str | None) -> str:
+    """Return a queue's name as people see it; None: ""."""
+    return "" if name is None else name or _SHOWN
 
 
 def process_shown(identity: object) -> str:

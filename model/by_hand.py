@@ -14,7 +14,7 @@ from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, JobTimeoutError
 from perdure.model.failure import Failure
 from perdure.model.job import Job
-from perdure.model.running import Runner, tell_failure
+from perdure.model.running import Runner, failure_told, tell_failure
 from perdure.model.status import Status
 
 __all__ = ["fail_by_hand", "resume_by_hand", "run_by_hand"]
@@ -64,7 +64,13 @@ def fail_by_hand(job: Job, error: BaseException | None, *, commit: bool) -> None
     else:
         # Where it is a callback that has callbacks, whoever runs its parent runs those.
         job._complete_if_alone()
-    tell_failure(job, failure)
+    if job._p_jar is None:
+        tell_failure(job, failure)
+        return
+    # Not before it is so: the transaction is the caller's.
+    tell = failure_told(job, failure)
+    manager = job._p_jar.transaction_manager
+    manager.get().addAfterCommitHook(lambda committed: committed and tell())
 
 
 def _runner(job: Job, commit: bool) -> Runner:

@@ -13,7 +13,14 @@ from perdure.model.job import Job
 from perdure.model.moments import microseconds, moment
 from perdure.model.ref import JobRef, find_job, locate
 from perdure.model.reports import JobDetails, JobSummary
-from perdure.model.resolving import check_resolvable, deadline_of, is_loadable, status_of, stored
+from perdure.model.resolving import (
+    check_resolvable,
+    deadline_of,
+    is_loadable,
+    queue_and_agent_of,
+    status_of,
+    stored,
+)
 from perdure.model.saferepr import safe_repr, survive
 from perdure.model.status import Status
 
@@ -25,7 +32,9 @@ _CUT = "\n… (cut)"
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def summary(job: Any, *, agent: str = "", parked: str = "", queue: str = "") -> JobSummary:
+def summary(
+    job: Any, *, agent: str = "", parked: str = "", queue: str | None = None
+) -> JobSummary:
     """Return one row for `job`, which need not be loadable; `queue` names the one it is in."""
     status = status_of(job)
     loadable = is_loadable(job)
@@ -85,7 +94,8 @@ def job_details(connection: Any, job: Job | JobRef | str) -> JobDetails:
 
 def _details(job: Job) -> JobDetails:
     agent, queue, result = job.agent, job.queue, job.result
-    row = summary(job, agent="" if agent is None else agent.name)
+    name = None if queue is None else queue.name
+    row = summary(job, agent="" if agent is None else agent.name, queue=name)
     factory = job._retry_policy_factory
     policy = "" if job._policy is None else type(job._policy).__qualname__
     return JobDetails(
@@ -94,7 +104,7 @@ def _details(job: Job) -> JobDetails:
         call=row.call,
         status=row.status,
         failed=row.failed,
-        queue="" if queue is None else queue.name,
+        queue=row.queue,
         agent=row.agent,
         dispatcher=None if agent is None else agent.record.uuid,
         begin_after=job.begin_after,
@@ -112,7 +122,7 @@ def _details(job: Job) -> JobDetails:
             for name, value in job.annotations.items()
         ),
         parent=None if job.parent is None else JobRef.of(job.parent),
-        callbacks=tuple(summary(callback) for callback in job.callbacks),
+        callbacks=tuple(summary(callback, queue=name) for callback in job.callbacks),
         parked=_unresolved(job) if row.status is Status.PENDING else "",
         result="" if isinstance(result, Failure) or not _ended(row.status) else _text(result),
         traceback=_cut(result.traceback()) if isinstance(result, Failure) else "",
@@ -121,6 +131,7 @@ def _details(job: Job) -> JobDetails:
 
 def _broken_details(job: Any) -> JobDetails:
     row = summary(job)
+    queue, agent = queue_and_agent_of(job)
 
     def when(name: str) -> datetime.datetime | None:
         found = stored(job, name, None)
@@ -133,9 +144,9 @@ def _broken_details(job: Any) -> JobDetails:
         call=row.call,
         status=row.status,
         failed=row.failed,
-        queue="",
-        agent="",
-        dispatcher=None,
+        queue=None if queue is None else queue.name,
+        agent="" if agent is None else agent.name,
+        dispatcher=None if agent is None else agent.record.uuid,
         begin_after=when("_begin_after"),
         deadline=None if deadline is None else moment(deadline),
         active_start=when("_active_start"),

@@ -31,6 +31,7 @@ from perdure.model.stripe import Position
 __all__ = ["job_statistics", "last_job", "list_jobs", "next_job"]
 
 WALK_LIMIT = 10_000
+LARGEST_LIMIT = 1_000_000_000
 
 _WAITING = frozenset({Status.NEW, Status.PENDING})
 _UNDER_WAY = frozenset({Status.ASSIGNED, Status.ACTIVE, Status.CALLBACKS})
@@ -290,5 +291,7 @@ def _chosen(connection: Any, queue: str | None) -> list[Queue]:
 
 
 def _check_limit(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UnknownSettingError(f"{name} must be a whole number of 1 or more, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_LIMIT:
+        raise UnknownSettingError(
+            f"{name} must be a whole number of 1 or more, {LARGEST_LIMIT} at most, not {value!r}"
+        )

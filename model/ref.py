@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,8 @@ def locate(connection: Any, job: Job | JobRef | str) -> Any:
         )
     try:
         return connection.get(p64(ref.oid))
-    except (POSKeyError, OverflowError):
+    # A number that is none, or too large for one of an object's.
+    except (POSKeyError, OverflowError, ValueError, TypeError, struct.error):
         return None
 
 
@@ -107,6 +109,6 @@ def _ref_of(job: Job | JobRef | str) -> JobRef:
         return JobRef.of(job)
     if isinstance(job, str):
         return JobRef.parse(job)
-    if not isinstance(job, JobRef):
+    if not isinstance(job, JobRef) or not isinstance(job.oid, int):
         raise JobNotFoundError(f"{job!r} names no job: give a Job, a JobRef or its text")
     return job

@@ -137,7 +137,8 @@ class JobSummary:
     `name` is what it calls, `call` the same with the arguments, maybe cut. `at` is from when a
     waiting job may begin, when one under way began, when a done one was completed; None where
     it was claimed and has not begun. `duration` is how long its call took, or takes by now.
-    `agent` is "" for one that no agent has; `parked` says why it cannot be resolved, or is "".
+    `queue` is None for one that is in none; `agent` is "" for one that no agent has; `parked`
+    says why it cannot be resolved, or is "".
     """
 
     ref: JobRef
@@ -145,7 +146,7 @@ class JobSummary:
     call: str
     status: Status
     failed: bool
-    queue: str
+    queue: str | None
     agent: str
     at: datetime.datetime | None
     duration: timedelta | None
@@ -204,7 +205,7 @@ class JobDetails:
     call: str
     status: Status
     failed: bool
-    queue: str
+    queue: str | None
     agent: str
     dispatcher: uuids.UUID | None
     begin_after: datetime.datetime | None

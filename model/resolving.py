@@ -39,6 +39,7 @@ __all__ = [
     "is_whole",
     "position_of",
     "previous_of",
+    "queue_and_agent_of",
     "status_of",
     "stored",
     "unreadable",
@@ -99,6 +100,15 @@ def previous_of(job: Any) -> Job | None:
         previous = job._p_jar.get(previous.oid)
     found: Job | None = previous
     return found
+
+
+def queue_and_agent_of(job: Any) -> tuple[Any, Any]:
+    """Return the queue and the agent of a job, each None where it has none."""
+    found = []
+    for name in ("_queue", "_agent"):
+        value = stored(job, name, None)
+        found.append(job._p_jar.get(value.oid) if isinstance(value, _Reference) else value)
+    return found[0], found[1]
 
 
 def status_of(job: Any) -> Status:

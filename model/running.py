@@ -51,7 +51,7 @@ from perdure.model.saferepr import safe_repr
 from perdure.model.status import Status
 from perdure.model.storable import check_value, copied, is_plain
 
-__all__ = ["Runner", "tell_failure"]
+__all__ = ["Runner", "failure_told", "tell_failure"]
 
 _ZERO = timedelta(0)
 _STEP_SECONDS = 5
@@ -597,7 +597,15 @@ def _failure_level(job: Job) -> int:
 
 def tell_failure(job: Job, failure: Failure) -> None:
     """Log that `job` has failed, at the level that is set for it."""
-    level = _failure_level(job)
-    if events.isEnabledFor(level):
-        text = failure.traceback("verbose")
-        events.log(level, "%r failed:\n%s", job, text, extra=fields(job))
+    failure_told(job, failure)()
+
+
+def failure_told(job: Job, failure: Failure) -> Callable[[], None]:
+    """Return what logs that `job` has failed; it may be called after the transaction."""
+    level, shown, extra = _failure_level(job), repr(job), fields(job)
+
+    def tell() -> None:
+        if events.isEnabledFor(level):
+            events.log(level, "%s failed:\n%s", shown, failure.traceback("verbose"), extra=extra)
+
+    return tell

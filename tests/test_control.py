@@ -61,6 +61,7 @@ from perdure.model import (
     UnknownSettingError,
     find_job,
     get_queue,
+    install,
 )
 from perdure.model.clock import SystemClock
 from perdure.model.errors import PerdureError, UnknownMessageError
@@ -218,6 +219,23 @@ def test_a_queue_is_paused_and_jobs_are_retried_and_cancelled_from_elsewhere(
         system.wait(ref, timeout=LIMIT)
     with system.transaction() as connection:
         assert find_job(connection, waiting).result.check(AbortedError)
+
+
+def test_the_latest_start_of_a_process_is_asked_where_an_earlier_one_is_not_buried_yet(
+    systems: Systems, tmp_path: Path
+) -> None:
+    database = systems.database(FileStorage(str(tmp_path / "data.fs")))
+    system = systems.start(database, {"b": 1})
+    with database.transaction() as connection:
+        install(connection, ["a"])
+        old = get_queue(connection, "a").dispatchers.register(system.uuid)
+        old.activate("an earlier start")
+        old.activated -= HOUR
+    settled(system)
+    with system.transaction() as connection:
+        [address] = active_processes(connection)
+    assert address.queues == ("b",)
+    assert ask_process(address, StatusAsked(), timeout=LIMIT).queues == ("b",)
 
 
 BAD_MESSAGES: list[tuple[Any, type[Exception], str]] = [

@@ -296,6 +296,19 @@ def test_a_cancelled_job_fails_with_that_reason_and_its_callbacks_run(view, agen
     assert job.status is Status.COMPLETED and job in agent.completed
 
 
+def test_a_cancel_is_logged_when_it_is_committed(view, agent, caplog):
+    job = view.put(echo, 1)
+    with caplog.at_level("ERROR", logger="perdure.events"):
+        job.cancel()
+        view.abort()
+        assert caplog.records == []
+        view.get(job).cancel()
+        assert caplog.records == []
+        view.commit()
+    [record] = caplog.records
+    assert record.job == str(job.ref) and "cancelled before it began" in record.getMessage()
+
+
 @pytest.mark.parametrize("status", ["ACTIVE", "CALLBACKS", "COMPLETED"])
 def test_what_has_begun_is_not_cancelled(view, agent, status):
     job = Job(echo, 1)

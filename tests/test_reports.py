@@ -13,6 +13,7 @@ from perdure.model import (
     Failure,
     Job,
     JobNotFoundError,
+    JobRef,
     NotInstalledError,
     QueueNotFoundError,
     Status,
@@ -362,10 +363,14 @@ def test_a_job_whose_class_is_not_to_be_had_is_told_of_all_the_same(open_file, m
     if break_it == "raise":
         module.write("raise RuntimeError('broken')")
         found = job_details(view.connection, plain)
-        assert found.status is Status.PENDING and "RuntimeError: broken" in found.parked
+        assert (
+            found.queue == ""
+            and found.status is Status.PENDING
+            and "RuntimeError: broken" in found.parked
+        )
     else:
         found = job_details(view.connection, ref)
-        assert found.name == ECHO and found.status is Status.PENDING
+        assert found.name == ECHO and found.status is Status.PENDING and found.queue == ""
         assert "No module named" in found.parked
         assert {job.ref for job in list_jobs(view.connection).jobs} == {ref, plain}
     world.close()
@@ -449,9 +454,10 @@ def test_a_long_result_is_cut_and_marked(view, agent):
         ({"status": "pending"}, UnknownSettingError, "'pending' is no status"),
         ({"status": ["done"]}, UnknownSettingError, "'done' is no status"),
         ({"queue": "maill"}, QueueNotFoundError, "did you mean 'mail'"),
-        ({"limit": 0}, UnknownSettingError, "limit must be a whole number of 1 or more, not 0"),
+        ({"limit": 0}, UnknownSettingError, "limit must be a whole number of 1 or more, .* not 0"),
         ({"walk_limit": -3}, UnknownSettingError, "walk_limit must be"),
         ({"walk_limit": 2.5}, UnknownSettingError, "walk_limit must be"),
+        ({"limit": 10**20}, UnknownSettingError, "1000000000 at most"),
         ({"since": datetime.datetime(2026, 1, 1)}, UnknownSettingError, "since must have a time"),
         ({"until": 3}, TypeError, "until must be a datetime"),
         ({"callable": lambda: 1}, TypeError, "is a lambda"),
@@ -467,10 +473,20 @@ def test_bad_filters_are_refused(view, given, error, text):
             job_statistics(view.connection, **given)
 
 
-@pytest.mark.parametrize("job", ["zzz", "ffff", "other:1f", 7, None, "0"])
+@pytest.mark.parametrize(
+    "job",
+    ["zzz", "ffff", "other:1f", 7, None, "0", JobRef(2**64), JobRef(-1), JobRef("x")],
+)
 def test_what_is_no_job_has_no_details(view, job):
     with pytest.raises(JobNotFoundError):
         job_details(view.connection, job)
+
+
+def test_a_job_in_no_queue_says_so(view):
+    job = Job(echo, 1)
+    view.connection.add(job)
+    view.commit()
+    assert job_details(view.connection, job).queue is None
 
 
 def test_an_object_that_is_no_job_has_no_details(view):
