@@ -83,7 +83,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: Any) -> Non
 def perdure(traceback: bool) -> None:
     """Durable jobs in your application's own ZODB.
 
-    Each command has a --help with an example. Every command but the last three works on a
+    Each command has a --help with an example. Every command but the last two works on a
     database: --db, else $PERDURE_DB, else perdure.fs in the working directory.
     """
 

@@ -124,6 +124,9 @@ def show_counts(source: Source, filters: Filters, *, as_json: bool) -> int:
         queues = database_status(connection).queues
     queues = tuple(each for each in queues if wanted is None or each.name == wanted)
     statuses = filters.statuses or STATUSES
+    if "completed" in statuses and "failed" not in statuses:
+        # They are among the completed ones, wherever that is a status.
+        statuses = (*statuses, "failed")
     if as_json:
         counts = {
             each.name: {status: getattr(each.counts, status) for status in statuses}

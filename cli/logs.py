@@ -14,13 +14,12 @@ import sys
 from collections.abc import Iterator
 
 from perdure.cli.errors import shown
-from perdure.model.logs import trace
+from perdure.model.logs import SUCCEEDED, trace
 
 __all__ = ["FIELDS", "writing_logs"]
 
 FIELDS = ("job", "queue", "agent", "dispatcher")
 
-_SUCCEEDED = "%r succeeded with %s"
 # What is below us says much that is of no use to whoever runs jobs.
 _TALKATIVE = ("ZEO", "ZODB", "txn", "asyncio", "pykka", "concurrent")
 
@@ -52,7 +51,7 @@ def _matters(record: logging.LogRecord) -> bool:
     if record.levelno >= logging.WARNING:
         return True
     if record.name == trace.name:
-        return record.msg == _SUCCEEDED
+        return record.msg == SUCCEEDED
     return record.name.partition(".")[0] not in _TALKATIVE
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid as uuids
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from perdure.model import PerdureError
 __all__ = ["Answer", "ask_all"]
 
 _PATIENCE = timedelta(seconds=3)
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,10 @@ class Answer:
 
 
 def ask_all(processes: Iterable[ProcessAddress], message: object) -> list[Answer]:
-    """Ask each of the processes, one after the other."""
-    return [_ask(process, message) for process in processes]
+    """Ask each of the processes, all at once: one that does not answer delays no other."""
+    asked = list(processes)
+    with ThreadPoolExecutor(max_workers=max(1, min(len(asked), _AT_ONCE))) as pool:
+        return list(pool.map(lambda process: _ask(process, message), asked))
 
 
 def _ask(process: ProcessAddress, message: object) -> Answer:

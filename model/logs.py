@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from perdure.model.job import Job
 
-__all__ = ["events", "fields", "trace"]
+__all__ = ["SUCCEEDED", "events", "fields", "trace"]
 
 events = logging.getLogger("perdure.events")
 """What an operator wants to see."""
@@ -18,6 +18,10 @@ trace = logging.getLogger("perdure.trace")
 
 # Without it, a program that has not set up logging would show the warnings on stderr.
 trace.addHandler(logging.NullHandler())
+
+
+SUCCEEDED = "%r succeeded with %s"
+"""The message of a job that has succeeded, by which others know it."""
 
 
 def fields(

@@ -231,8 +231,8 @@ class UnresolvedName:
     """A stored name that this process cannot resolve, and who needs it.
 
     `name` is what it stands for now, by the aliases; `waiting` is how many jobs need it, of
-    which `parked` have been tried by some process; `first` is one of them. `users` are agents,
-    whose filter or chooser it is.
+    which `parked` have been tried by some process; `first` is one of them. `users` are others who
+    need it: agents, for a filter or a chooser, and jobs, for a retry policy.
     """
 
     name: str

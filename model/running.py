@@ -34,7 +34,7 @@ from perdure.model.fence import Fence
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.lane import Attempt, Lane
-from perdure.model.logs import events, fields, trace
+from perdure.model.logs import SUCCEEDED, events, fields, trace
 from perdure.model.memory import Memory
 from perdure.model.policy import (
     CommitErrored,
@@ -259,7 +259,7 @@ class Runner:
         elif isinstance(result, Failure):
             tell_failure(job, result)
         else:
-            trace.info("%r succeeded with %s", job, safe_repr(result), extra=fields(job))
+            trace.info(SUCCEEDED, job, safe_repr(result), extra=fields(job))
         if self._on_result is not None and job._p_oid is not None:
             self._on_result(JobRef.of(job))
 

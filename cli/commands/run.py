@@ -20,7 +20,8 @@ __all__ = ["COMMANDS"]
     type=queue_size,
     multiple=True,
     help="Work for this queue, with so many jobs at once; may be repeated. The default queue "
-    "is :SIZE, or default:SIZE. Without any: all queues, three jobs each.",
+    "is :SIZE, or default:SIZE. Without any: all queues, with the sizes that were set before, "
+    "else three jobs each.",
 )
 @click.option(
     "--import",
