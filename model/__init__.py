@@ -16,6 +16,7 @@ from perdure.model.annotations import Annotations
 from perdure.model.callbacks import CallbackProxy
 from perdure.model.check import check
 from perdure.model.clock import Clock, StopSignal, SystemClock
+from perdure.model.composition import Composite, parallel, serial
 from perdure.model.describing import job_details
 from perdure.model.dispatchers import DispatcherRecord, Dispatchers
 from perdure.model.environment import Environment, environment
@@ -100,6 +101,7 @@ __all__ = [
     "CallbackProxy",
     "Clock",
     "CommitErrored",
+    "Composite",
     "DatabaseLockedError",
     "DatabaseStatus",
     "DayCount",
@@ -171,8 +173,10 @@ __all__ = [
     "never_fail",
     "next_job",
     "pack",
+    "parallel",
     "register_retry_policy",
     "remove_alias",
+    "serial",
     "set_alias",
     "subscribe",
     "try_five_times",

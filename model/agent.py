@@ -271,7 +271,7 @@ class Agent(Tally, Persistent):
             return
         if job._agent is not self or job._claim != number:
             self._drop(oid)
-            if job.status is Status.PENDING and not job._keeps_places:
+            if (job.status is Status.PENDING and not job._keeps_places) or job._waits_for:
                 self.queue._release_quotas(job)
         elif job.status is Status.COMPLETED:
             self._drop(oid)

@@ -103,4 +103,6 @@ def _run(
         ref = job.ref
         runner._store(job, "settling", lambda: agent.settle(ref, number))
     runner._manager.begin()
-    return job if job.status is Status.PENDING else job.result
+    if job.status is Status.PENDING:
+        return job
+    return job._waits_for[0] if job._waits_for else job.result

@@ -22,15 +22,16 @@ from ZODB.utils import z64
 from perdure.model import local
 from perdure.model.callbacks import CallbackProxy
 from perdure.model.clock import Clock, StopSignal
+from perdure.model.composition import Composite
 from perdure.model.errors import (
     AbortedError,
     JobTimeoutError,
-    NotStorableError,
     ReassignedError,
     StopRequested,
 )
 from perdure.model.failure import Failure
 from perdure.model.fence import Fence
+from perdure.model.following import Follow, await_jobs, has_ended, inner_ended, whole_of
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.lane import Attempt, Lane
@@ -143,6 +144,10 @@ class Runner:
                 self._finish(job, Failure(error), "fail")
             elif isinstance(job, CallbackProxy):
                 self._run_proxy(job, stack)
+            elif isinstance(job, Follow):
+                self._run_follow(job, stack)
+            elif status is Status.ACTIVE and job._waits_for:
+                self._let_go(stack[0])
             elif status is Status.ACTIVE:
                 self._interrupted(job)
             else:
@@ -321,28 +326,33 @@ class Runner:
         try:
             with self._in_call(job):
                 info = job.set_up()
-                result = job.callable(
-                    *_fresh(job._args), *extra, **{**_fresh(job._kwargs or {}), **kwargs}
-                )
+                result = None
+                if not isinstance(job, Composite):
+                    result = job.callable(
+                        *_fresh(job._args), *extra, **{**_fresh(job._kwargs or {}), **kwargs}
+                    )
             self._check()
-            _check_result(job, result)
+            self._take_result(job, result)
             returned = True
-            job._end(result)
-            job._complete_if_alone()
+            if job._waits_for:
+                self._fence_root_waits()
             self._manager.commit()
         except BaseException as error:
             if not returned:
                 _leave_out_the_runner(error)
             failure = Failure(error) if isinstance(error, Exception) else None
             self._abort()
+            self._fence.letting_go = False
             if before is not None:
                 job.__setstate__(before)
             self._tear_down(job, info)
             if failure is None:
                 raise
         else:
+            self._fence.released = self._fence.letting_go
             self._tear_down(job, info)
-            self._tell_result(job, result)
+            if job.status is not Status.ACTIVE:
+                self._tell_result(job, job.result)
             return None
         if not returned:
             return JobErrored(failure, alone=attempt.alone)
@@ -353,6 +363,65 @@ class Runner:
             return None
         self._tell_lost_result(job, result)
         return CommitErrored(failure, alone=attempt.alone)
+
+    def _take_result(self, job: Job, result: Any) -> None:
+        """End `job` with what it has returned, or let it wait for the job that this is."""
+        if isinstance(job, Composite):
+            job.begin_parts()
+        elif isinstance(result, Job) and not has_ended(result):
+            await_jobs(job, [result])
+        else:
+            if isinstance(result, Job):
+                result = result.result
+            if not is_plain(result):
+                check_value(result, f"the result of {job!r}")
+            job._end(result)
+        if job.status is not Status.ACTIVE:
+            job._complete_if_alone()
+
+    def _fence_root_waits(self) -> None:
+        """Give up the job that was claimed, with the next commit: it waits for others."""
+        fence = self._fence
+        assert fence is not None
+        fence.letting_go = True
+        fence.root._agent = None
+
+    def _let_go(self, root: Job) -> None:
+        """Leave a job, of which a callback waits for another job."""
+        fence = self._fence
+        assert fence is not None
+
+        def wait() -> None:
+            if isinstance(root, InternalJob):
+                _end_internal(root)
+            else:
+                self._fence_root_waits()
+
+        self._store(root, "leaving", wait)
+        fence.released = True
+
+    def _run_follow(self, follow: Follow, stack: list[Job]) -> None:
+        inner, outer = follow.parent, follow.outer
+        assert inner is not None
+        ended = False
+
+        def tell() -> None:
+            nonlocal ended
+            if follow.status is Status.COMPLETED:
+                return
+            queue = outer.queue or inner.queue
+            if queue is not None:
+                queue._put_follower(outer, inner)
+            else:
+                ended = inner_ended(outer, inner)
+            follow._begin()
+            follow._end(None)
+            follow._complete()
+
+        self._store(follow, "telling", tell)
+        if ended:
+            # In no queue: nobody but this runner goes on with it.
+            stack.insert(0, whole_of(outer))
 
     def _in_call(self, job: Job) -> AbstractContextManager[None]:
         assert self._fence is not None
@@ -493,12 +562,11 @@ class Runner:
             agent = job._agent
             if internal.kind == "recover" and agent is not None and job._claim == internal.claim:
                 agent.interrupt(job)
-            if internal.status is not Status.COMPLETED:
-                internal._begin()
-                internal._end(None)
-                internal._complete()
+            _end_internal(internal)
 
-        if job._agent is not None or internal.kind == "recover":
+        if internal.kind == "follow" and not internal.heard:
+            self._hear(internal)
+        elif job._agent is not None or internal.kind == "recover":
             # Nobody's to deal with here: an agent has it, maybe since it was dealt with; or
             # another internal job does, made when who had it started again.
             self._store(internal, "ending", end)
@@ -507,10 +575,24 @@ class Runner:
             self._finish(job, Failure(error), "fail")
         elif internal.kind == "interrupt" and status is Status.ACTIVE:
             self._interrupted(job)
-        elif status is Status.CALLBACKS:
+        elif status is Status.CALLBACKS and (internal.kind != "follow" or internal.goes_on):
             stack.append(job)
         else:
             self._store(internal, "ending", end)
+
+    def _hear(self, internal: InternalJob) -> None:
+        """Let a job that waits hear of the end of another one."""
+        outer, inner = internal.outer, internal.inner
+        assert outer is not None and inner is not None
+
+        def hear() -> None:
+            if not internal.heard:
+                internal.heard = True
+                internal.goes_on = inner_ended(outer, inner)
+
+        self._store(internal, "telling", hear)
+        if internal.goes_on:
+            self._tell_result(outer, outer.result)
 
     def _run_proxy(self, proxy: CallbackProxy, stack: list[Job]) -> None:
         if proxy.status is not Status.ACTIVE:
@@ -552,11 +634,17 @@ def _only_exceptions() -> Iterator[None]:
 
 
 def _next_callback(job: Job) -> Job | None:
-    for callback in job.callbacks:
-        # One that was put into the queue, to be retried by hand, is not run here.
-        if callback._queue is None and callback.status is not Status.COMPLETED:
-            return callback
-    return None
+    # One that was put into the queue, to be retried by hand, is not run here.
+    waiting = [
+        callback
+        for callback in job.callbacks
+        if callback._queue is None and callback.status is not Status.COMPLETED
+    ]
+    # Those who wait for the job go on when all is done that belongs to it.
+    last = [callback for callback in waiting if isinstance(callback, Follow)]
+    return next((callback for callback in waiting if callback not in last), None) or next(
+        iter(last), None
+    )
 
 
 def _with_data(message: Any, data: tuple[tuple[str, Any], ...]) -> Any:
@@ -578,15 +666,11 @@ def _fresh(arguments: Any) -> Any:
     return arguments if all(map(is_plain, values)) else copied(arguments)
 
 
-def _check_result(job: Job, result: Any) -> None:
-    """Raise `NotStorableError` here, where it is an error of the callable, not of the commit."""
-    if isinstance(result, Job):
-        raise NotStorableError(
-            f"{job!r} returned the job {result!r}, which this version does not wait for: "
-            "return its ref, or let a callback do what follows"
-        )
-    if not is_plain(result):
-        check_value(result, f"the result of {job!r}")
+def _end_internal(internal: InternalJob) -> None:
+    if internal.status is not Status.COMPLETED:
+        internal._begin()
+        internal._end(None)
+        internal._complete()
 
 
 def _failure_level(job: Job) -> int:
