@@ -95,6 +95,10 @@ def drain(view, agent=None):
     return count
 
 
+def note_length_of_queue(book, result):
+    book.note(len(local.get_queue()))
+
+
 # Jobs that return jobs.
 
 
@@ -121,11 +125,18 @@ def test_its_callbacks_run_when_it_has_the_result_and_its_effects_are_committed_
     view.connection.root()["book"] = book
     inner = Job(book.note, "inner")
     inner.add_callback(Job(book.note, "callback of the inner one"))
+    # Nobody was told yet, who could go on beside it.
+    inner.add_callback(Job(note_length_of_queue, book))
     outer = Job(return_it, inner)
     outer.add_callback(Job(book.note, "callback of the outer one"))
     view.put(outer)
     drain(view)
-    assert book.lines == ("inner", "callback of the inner one", "callback of the outer one")
+    assert book.lines == (
+        "inner",
+        "callback of the inner one",
+        0,
+        "callback of the outer one",
+    )
 
 
 @pytest.mark.spec("J8")
