@@ -383,12 +383,12 @@ def run_here(coroutine: Any, job: Job) -> Any:
 
 
 def without_frames_of(error: BaseException, module: str) -> BaseException:
-    """Let the traceback of `error` begin behind the frames of one module; return `error`."""
+    """Let the traceback of `error` begin behind the frames of a module and of this one."""
     traceback = error.__traceback__
     while (
         traceback is not None
         and traceback.tb_next is not None
-        and traceback.tb_frame.f_globals.get("__name__") == module
+        and traceback.tb_frame.f_globals.get("__name__") in (module, __name__)
     ):
         traceback = traceback.tb_next
     error.__traceback__ = traceback
