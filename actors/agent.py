@@ -31,6 +31,9 @@ __all__ = ["AgentActor"]
 CLAIMS_REMEMBERED = 1000
 LIGHT_WORKERS = 2
 """So many workers at once are made for jobs that take one for an instant only."""
+IDLE_KEPT = 8
+IDLE_FOR = timedelta(seconds=30)
+"""Of the workers that were not needed for so long, so many are kept."""
 LONGEST_DELAY_SECONDS = 60
 
 
@@ -44,6 +47,11 @@ class _Delayed:
     """The delay is over with which the loss of this one is reported."""
 
     claim: Claimed
+
+
+@dataclass(frozen=True, slots=True)
+class _TrimWorkers:
+    """Let workers go that were not needed for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,9 @@ class AgentActor(Actor):
         self._busy_with_light: set[str] = set()
         self._waiting: deque[Claimed] = deque()
         self._light: deque[Claimed] = deque()
+        self._queued: set[Claimed] = set()
+        self._trims = False
+        self._least_idle = 0
         self._ran: list[Claimed] = []
         # What the dispatcher may send again, because it has not heard yet.
         self._dealt_with: deque[Claimed] = deque(maxlen=CLAIMS_REMEMBERED)
@@ -79,6 +90,7 @@ class AgentActor(Actor):
     def on_start(self) -> None:
         """Go on with what there is to do, and tell what this actor knows."""
         self._report_is_due = False
+        self._trims = False
         for claim in self._context.suspensions.of(self.name):
             self._time_pause(claim)
         self._fit()
@@ -105,8 +117,23 @@ class AgentActor(Actor):
     def _fit(self) -> None:
         self._hand_out()
         while len(self._workers) > self._size and self._idle:
-            name = self._idle.pop()
-            self._workers.pop(name).stop(block=False)
+            self._dismiss()
+        if len(self._idle) > IDLE_KEPT and not self._trims:
+            self._trims = True
+            self._least_idle = len(self._idle)
+            self.tell_later(_TrimWorkers(), IDLE_FOR)
+
+    def _dismiss(self) -> None:
+        name = self._idle.pop()
+        self._workers.pop(name).stop(block=False)
+
+    @handles(_TrimWorkers)
+    def _trim(self, message: _TrimWorkers) -> None:
+        # A thousand jobs that return futures have taken a thousand workers for an instant.
+        self._trims = False
+        for _ in range(min(self._least_idle, len(self._idle)) - IDLE_KEPT):
+            self._dismiss()
+        self._fit()
 
     @handles(RunJobs)
     def _take(self, message: RunJobs) -> None:
@@ -119,8 +146,7 @@ class AgentActor(Actor):
 
     def _known(self) -> set[Claimed]:
         return {
-            *self._waiting,
-            *self._light,
+            *self._queued,
             *self._busy.values(),
             *self._dealt_with,
             *self._held_back,
@@ -129,6 +155,7 @@ class AgentActor(Actor):
     def _queue_up(self, claim: Claimed) -> None:
         light = self._context.suspensions.is_light(claim)
         (self._light if light else self._waiting).append(claim)
+        self._queued.add(claim)
 
     def _hand_out(self) -> None:
         # What the agent had before it got smaller is run all the same.
@@ -153,9 +180,12 @@ class AgentActor(Actor):
             self._workers[name] = worker
             self._context.directory.started(worker)
             self._idle.append(name)
-        return self._idle.popleft() if self._idle else ""
+        name = self._idle.popleft() if self._idle else ""
+        self._least_idle = min(self._least_idle, len(self._idle))
+        return name
 
     def _give(self, name: str, claim: Claimed) -> None:
+        self._queued.discard(claim)
         self._busy[name] = claim
         self._workers[name].tell(RunJob(claim))
 
@@ -185,8 +215,9 @@ class AgentActor(Actor):
     @handles(JobResumable)
     def _resume(self, message: JobResumable) -> None:
         # While its worker has not told that it left it, it is known; that comes next then.
-        if message.claim not in self._known():
-            self._resume_if_ended(message.claim)
+        claim = message.claim
+        if claim not in self._queued and claim not in self._busy.values():
+            self._resume_if_ended(claim)
             self._fit()
 
     def _resume_if_ended(self, claim: Claimed) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import contextlib
 import contextvars
 import inspect
 import threading
@@ -56,12 +57,17 @@ class EventLoop:
             raise
 
     def run(self, call: CoroutineCall, on_end: OnEnd) -> None:
-        """Run a call to its end, and that of every task that it has made."""
+        """Run a call to its end, and that of every task that it has made.
+
+        Raises `RuntimeError` once the loop was stopped.
+        """
         self._soon(self._begin, call, on_end)
 
     def cancel(self, call: CoroutineCall) -> None:
         """Have `asyncio.CancelledError` raised in a coroutine, if it still runs."""
-        self._soon(self._cancel, call)
+        # Where the loop is closed, nothing runs.
+        with contextlib.suppress(RuntimeError):
+            self._soon(self._cancel, call)
 
     def watch(self, future: Any, on_end: OnEnd, wanted: Callable[[], bool]) -> None:
         """Look at a `pykka.Future` now and then until it is done, or not `wanted` any more."""
@@ -96,6 +102,9 @@ class EventLoop:
                     events.error("the event loop goes on after %r", error, exc_info=True)
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        # At the end of the interpreter no thread can be started, which that would do.
+        except Exception:
+            events.error("the event loop has left something behind", exc_info=True)
         finally:
             asyncio.set_event_loop(None)
             self._loop.close()

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from perdure.actors.context import Activity, Directory
-from perdure.actors.eventloop import EventLoop
 from perdure.actors.execution import Execution
 from perdure.actors.messages import Claimed, JobResumable
 from perdure.model.clock import Clock, StopSignal
@@ -22,6 +22,9 @@ from perdure.model.suspension import (
     Suspension,
     outcome_of_future,
 )
+
+if TYPE_CHECKING:
+    from perdure.actors.eventloop import EventLoop
 
 __all__ = ["Suspensions"]
 
@@ -102,6 +105,9 @@ class Suspensions:
             if self._closed:
                 raise StopRequested("the system stops: no event loop is started any more")
             if self._event_loop is None:
+                # The import of asyncio takes longer than a whole start, and few need it.
+                from perdure.actors.eventloop import EventLoop
+
                 self._event_loop = EventLoop(self._execution)
             return self._event_loop
 

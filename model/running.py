@@ -434,7 +434,9 @@ class Runner:
                     *fresh(job._args), *extra, **{**fresh(job._kwargs or {}), **kwargs}
                 )
                 # By hand: a runner that suspends has handed it over.
-                return run_here(result, job) if is_coroutine_job(job) else result
+                if inspect.iscoroutine(result) and is_coroutine_job(job):
+                    return run_here(result, job)
+                return result
 
         return self._conclude(job, call, lambda: self._tear_down(job, info), attempt)
 

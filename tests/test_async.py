@@ -22,6 +22,7 @@ from perdure.model import (
     Failure,
     Job,
     JobFailedError,
+    ReassignedError,
     Retry,
     RetryPolicy,
     Status,
@@ -232,6 +233,37 @@ def test_one_worker_serves_many_and_others_have_theirs_beside_it(
     jobs.gates["blocks"].open()
     assert [system.result(ref, timeout=LIMIT) for ref in blocking] == ["blocks"] * 3
     assert len(threads("worker")) <= 5
+
+
+@pytest.mark.spec("J9", "D7")
+def test_workers_that_were_needed_for_an_instant_are_let_go_of(
+    systems: Systems, manual_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dismissed = threading.Semaphore(0)
+    dismiss = AgentActor._dismiss
+
+    def noting(agent: AgentActor) -> None:
+        dismiss(agent)
+        dismissed.release()
+
+    monkeypatch.setattr(AgentActor, "_dismiss", noting)
+    system = systems.start(queues={"": 20}, clock=manual_clock)
+    refs = [system.put(jobs.pass_gate, "g") for _ in range(12)]
+    for _ in refs:
+        jobs.gates["g"].wait_until_entered()
+    jobs.gates["g"].open()
+    for ref in refs:
+        system.wait(ref, timeout=LIMIT)
+    settled(system)
+    # The nine that were idle when it began to look, of which eight are kept; then the others.
+    for number in (1, 3):
+        manual_clock.advance(timedelta(seconds=31))
+        for _ in range(number):
+            assert dismissed.acquire(timeout=LIMIT_SECONDS)
+        settled(system)
+    manual_clock.advance(timedelta(seconds=31))
+    settled(system)
+    assert not dismissed.acquire(blocking=False)
 
 
 @pytest.mark.spec("J9", "D7")
@@ -668,6 +700,52 @@ def test_it_may_return_a_job(system: Any) -> None:
 
 
 # Losing the job, the actor, the worker.
+
+
+@pytest.mark.spec("J9", "D6")
+def test_a_connection_that_is_opened_too_late_finds_the_job_lost(
+    system: Any, left: Suspended
+) -> None:
+    async def work() -> None:
+        if calls:
+            return
+        calls.append("begun")
+        try:
+            await gates["g"].enter()
+        except asyncio.CancelledError:
+            try:
+                local.get_job()
+            except ReassignedError:
+                calls.append("lost")
+
+    ref = system.put(async_deed(work))
+    gates["g"].wait_until_entered()
+    left.wait(system)
+    with system.transaction() as connection:
+        get_queue(connection).dispatchers[system.uuid].deactivate()
+    settled(system)
+    system.wait(ref, timeout=LIMIT)
+    assert within(lambda: calls) == ["begun", "lost"]
+
+
+@pytest.mark.spec("J9", "J14")
+def test_tear_down_is_called_for_one_that_was_lost_too(system: Any, left: Suspended) -> None:
+    async def work(text: str) -> None:
+        calls.append(text)
+        if calls.count(text) == 1:
+            await gates["g"].enter()
+
+    made = async_deed(work)
+    ref = put(system, lambda *registers: Hooked(made, "text"))
+    gates["g"].wait_until_entered()
+    left.wait(system)
+    with system.transaction() as connection:
+        get_queue(connection).dispatchers[system.uuid].deactivate()
+    settled(system)
+    system.wait(ref, timeout=LIMIT)
+    settled(system)
+    assert calls.count(("set up", True)) == 2
+    assert [each[1] for each in calls if each[0] == "tear down"] == ["info"] * 2
 
 
 @pytest.mark.spec("J9", "D6", "D4")
