@@ -186,6 +186,18 @@ def test_a_thousand_that_wait_at_once_hold_no_thread(systems: Systems) -> None:
     assert threading.active_count() - before <= 3
 
 
+@pytest.mark.spec("J9")
+def test_two_workers_are_enough_to_begin_and_to_end_many(systems: Systems) -> None:
+    system = systems.start(queues={"": 40})
+    with system.transaction() as connection:
+        queue = get_queue(connection)
+        refs = [queue.put(Job(coroutines.pass_gate, "g")).ref for _ in range(40)]
+    gates["g"].wait_until_entered(40)
+    gates["g"].open()
+    assert [system.result(ref, timeout=LIMIT) for ref in refs] == ["g"] * 40
+    assert len(threads("worker")) <= 2
+
+
 @pytest.mark.spec("J9", "Q6")
 def test_it_keeps_its_place_and_its_quota(systems: Systems, left: Suspended) -> None:
     system = systems.start(queues={"": 2})
@@ -385,6 +397,7 @@ def test_tasks_that_it_makes_have_its_transaction_and_end_with_it(system: Any) -
         # Kept, or it could be collected.
         task = asyncio.create_task(endless())
         await asyncio.gather(part(register, 1), part(register, 10))
+        register.value += 100
         transaction.abort()
         return f"{task.done()}"
 
