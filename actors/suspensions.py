@@ -34,7 +34,7 @@ class _Entry:
     claim: Claimed
     role: str
     suspension: Suspension
-    due: float = 0.0
+    due: float
     ended: Ended | None = None
 
 
@@ -69,7 +69,8 @@ class Suspensions:
 
         Raises `StopRequested` where the system no longer waits for such.
         """
-        entry = _Entry(claim, role, suspension)
+        after = suspension.after.total_seconds() if isinstance(suspension, Pause) else 0.0
+        entry = _Entry(claim, role, suspension, self._clock.monotonic() + after)
         with self._lock:
             refused = self._closed or (isinstance(suspension, Pause) and self._stop.is_set())
             if not refused:
@@ -94,7 +95,8 @@ class Suspensions:
         if isinstance(suspension, CoroutineCall):
             self._loop().run(suspension, on_end)
         elif isinstance(suspension, Pause):
-            entry.due = self._clock.monotonic() + suspension.after.total_seconds()
+            # The agent counts the time.
+            return
         elif isinstance(suspension.future, concurrent.futures.Future):
             suspension.future.add_done_callback(lambda done: on_end(*outcome_of_future(done)))
         else:
