@@ -15,6 +15,7 @@ from perdure.actors.messages import (
     Claimed,
     JobLost,
     JobRan,
+    JobResumable,
     JobsRan,
     Outcome,
     RunJob,
@@ -28,6 +29,11 @@ from perdure.model.ref import JobRef
 __all__ = ["AgentActor"]
 
 CLAIMS_REMEMBERED = 1000
+LIGHT_WORKERS = 2
+"""So many workers at once are made for jobs that take one for an instant only."""
+IDLE_KEPT = 8
+IDLE_FOR = timedelta(seconds=30)
+"""Of the workers that were not needed for so long, so many are kept."""
 LONGEST_DELAY_SECONDS = 60
 
 
@@ -43,8 +49,20 @@ class _Delayed:
     claim: Claimed
 
 
+@dataclass(frozen=True, slots=True)
+class _TrimWorkers:
+    """Let workers go that were not needed for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class _PauseOver:
+    """The time has come for the retry of this one, which is suspended until then."""
+
+    claim: Claimed
+
+
 class AgentActor(Actor):
-    """Has as many workers as its agent's size says, and knows what each is doing."""
+    """Makes workers as they are needed, its agent's size at most; knows what each is doing."""
 
     def __init__(self, context: Context, queue: str, agent: str, size: int) -> None:
         super().__init__(context, name=agent_role(queue, agent))
@@ -56,7 +74,12 @@ class AgentActor(Actor):
         self._workers: dict[str, Any] = {}
         self._idle: deque[str] = deque()
         self._busy: dict[str, Claimed] = {}
+        self._busy_with_light: set[str] = set()
         self._waiting: deque[Claimed] = deque()
+        self._light: deque[Claimed] = deque()
+        self._queued: set[Claimed] = set()
+        self._trims = False
+        self._least_idle = 0
         self._ran: list[Claimed] = []
         # What the dispatcher may send again, because it has not heard yet.
         self._dealt_with: deque[Claimed] = deque(maxlen=CLAIMS_REMEMBERED)
@@ -65,8 +88,11 @@ class AgentActor(Actor):
         self._held_back: list[Claimed] = []
 
     def on_start(self) -> None:
-        """Make the workers that there are too few of, and tell what this actor knows."""
+        """Go on with what there is to do, and tell what this actor knows."""
         self._report_is_due = False
+        self._trims = False
+        for claim in self._context.suspensions.of(self.name):
+            self._time_pause(claim)
         self._fit()
         if self._ran:
             self._report_soon()
@@ -89,30 +115,79 @@ class AgentActor(Actor):
         self._fit()
 
     def _fit(self) -> None:
-        while len(self._workers) < self._size:
+        self._hand_out()
+        while len(self._workers) > self._size and self._idle:
+            self._dismiss()
+        if len(self._idle) > IDLE_KEPT and not self._trims:
+            self._trims = True
+            self._least_idle = len(self._idle)
+            self.tell_later(_TrimWorkers(), IDLE_FOR)
+
+    def _dismiss(self) -> None:
+        name = self._idle.pop()
+        self._workers.pop(name).stop(block=False)
+
+    @handles(_TrimWorkers)
+    def _trim(self, message: _TrimWorkers) -> None:
+        # A thousand jobs that return futures have taken a thousand workers for an instant.
+        self._trims = False
+        for _ in range(min(self._least_idle, len(self._idle)) - IDLE_KEPT):
+            self._dismiss()
+        self._fit()
+
+    @handles(RunJobs)
+    def _take(self, message: RunJobs) -> None:
+        known = self._known()
+        for claim in message.claims:
+            # It may have been suspended for an actor of this name that fell and is gone.
+            if claim not in known and not self._context.suspensions.is_waiting(claim):
+                self._queue_up(claim)
+        self._fit()
+
+    def _known(self) -> set[Claimed]:
+        return {
+            *self._queued,
+            *self._busy.values(),
+            *self._dealt_with,
+            *self._held_back,
+        }
+
+    def _queue_up(self, claim: Claimed) -> None:
+        light = self._context.suspensions.is_light(claim)
+        (self._light if light else self._waiting).append(claim)
+        self._queued.add(claim)
+
+    def _hand_out(self) -> None:
+        # What the agent had before it got smaller is run all the same.
+        most = max(1, self._size)
+        while self._waiting and (name := self._free_worker(most)):
+            self._give(name, self._waiting.popleft())
+        # These are done with a worker so soon that few are enough for a thousand of them.
+        while self._light:
+            few = len(self._busy_with_light) < LIGHT_WORKERS
+            name = self._free_worker(most if few else 0)
+            if not name:
+                break
+            self._busy_with_light.add(name)
+            self._give(name, self._light.popleft())
+
+    def _free_worker(self, at_most: int) -> str:
+        """Return one that is free, a new one where there are fewer than that, or ""."""
+        if not self._idle and len(self._workers) < at_most:
             self._number += 1
             worker = WorkerActor.start(self._context, self._queue, self._agent, self._number)
             name = worker_name(self._queue, self._agent, self._number)
             self._workers[name] = worker
             self._context.directory.started(worker)
             self._idle.append(name)
-        while len(self._workers) > self._size and self._idle:
-            name = self._idle.pop()
-            self._workers.pop(name).stop(block=False)
-        self._hand_out()
+        name = self._idle.popleft() if self._idle else ""
+        self._least_idle = min(self._least_idle, len(self._idle))
+        return name
 
-    @handles(RunJobs)
-    def _take(self, message: RunJobs) -> None:
-        known = {*self._waiting, *self._busy.values(), *self._dealt_with, *self._held_back}
-        self._waiting += [claim for claim in message.claims if claim not in known]
-        self._hand_out()
-
-    def _hand_out(self) -> None:
-        while self._waiting and self._idle:
-            claim = self._waiting.popleft()
-            name = self._idle.popleft()
-            self._busy[name] = claim
-            self._workers[name].tell(RunJob(claim))
+    def _give(self, name: str, claim: Claimed) -> None:
+        self._queued.discard(claim)
+        self._busy[name] = claim
+        self._workers[name].tell(RunJob(claim))
 
     @handles(JobRan)
     def _free(self, message: JobRan) -> None:
@@ -120,7 +195,13 @@ class AgentActor(Actor):
         if self._busy.get(message.worker) != message.claim:
             return
         claim = self._busy.pop(message.worker)
+        self._busy_with_light.discard(message.worker)
         self._idle.append(message.worker)
+        if message.outcome is Outcome.SUSPENDED:
+            self._time_pause(claim)
+            self._resume_if_ended(claim)
+            self._fit()
+            return
         if message.outcome is Outcome.DONE:
             self._lost.pop(claim.ref, None)
         if message.outcome is not Outcome.REASSIGNED:
@@ -130,6 +211,29 @@ class AgentActor(Actor):
             self._ran.append(claim)
             self._report_soon()
         self._fit()
+
+    @handles(JobResumable)
+    def _resume(self, message: JobResumable) -> None:
+        # While its worker has not told that it left it, it is known; that comes next then.
+        claim = message.claim
+        if claim not in self._queued and claim not in self._busy.values():
+            self._resume_if_ended(claim)
+            self._fit()
+
+    def _resume_if_ended(self, claim: Claimed) -> None:
+        suspensions = self._context.suspensions
+        if suspensions.is_suspended(claim) and not suspensions.is_waiting(claim):
+            self._queue_up(claim)
+
+    def _time_pause(self, claim: Claimed) -> None:
+        seconds = self._context.suspensions.pause_seconds(claim)
+        if seconds is not None:
+            self.tell_later(_PauseOver(claim), timedelta(seconds=seconds))
+
+    @handles(_PauseOver)
+    def _end_pause(self, message: _PauseOver) -> None:
+        self._context.suspensions.end_pause(message.claim)
+        self._resume(JobResumable(message.claim))
 
     @handles(WorkerLost)
     def _replace(self, message: WorkerLost) -> None:
@@ -144,10 +248,11 @@ class AgentActor(Actor):
         else:
             self._report_lost(claim)
         del self._busy[message.worker]
+        self._busy_with_light.discard(message.worker)
         self._dealt_with.append(claim)
         del self._workers[message.worker]
         events.error(
-            "%s: job %s is interrupted, which is reported in %d s; a new worker is made",
+            "%s: job %s is interrupted, which is reported in %d s; another worker goes on",
             self.name, claim.ref, seconds,
             extra=fields(queue=self._queue, agent=self._agent),
         )  # fmt: skip

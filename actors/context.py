@@ -7,7 +7,7 @@ import uuid as uuids
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perdure.actors.execution import Execution, wait_for
 from perdure.model.announcements import Announcements
@@ -15,6 +15,9 @@ from perdure.model.clock import Clock, StopSignal
 from perdure.model.environment import Environment
 from perdure.model.incarnation import Incarnation
 from perdure.model.lane import Lane
+
+if TYPE_CHECKING:
+    from perdure.actors.suspensions import Suspensions
 
 __all__ = ["Activity", "Context", "Directory", "Settings", "Watch", "agent_role", "worker_name"]
 
@@ -90,7 +93,7 @@ class Watch:
 
 
 class Activity:
-    """How many jobs are being run; safe to use from any thread."""
+    """How many jobs are being run, by a worker or without; safe to use from any thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -149,7 +152,8 @@ class Context:
     lane: Lane
     activity: Activity
     results: Announcements
-    directory: Directory = field(default_factory=Directory)
+    directory: Directory
+    suspensions: Suspensions
     watch: Watch = field(default_factory=Watch)
 
     def report(self, message: object, /) -> None:

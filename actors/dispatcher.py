@@ -47,6 +47,7 @@ from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
 from perdure.model.ref import JobRef, find_job
 from perdure.model.retrying import try_five_times
+from perdure.model.suspension import is_light
 
 __all__ = ["DispatcherActor"]
 
@@ -91,6 +92,8 @@ class _AgentState:
     ready: bool = False
     """Whether its actor is up; before, nothing is claimed for it."""
     sent: set[Claimed] = field(default_factory=set)
+    asynchronous: set[Claimed] = field(default_factory=set)
+    """Those that take a worker for an instant only."""
     ran: list[Claimed] = field(default_factory=list)
     lost: list[Claimed] = field(default_factory=list)
     claimed: deque[JobRef] = field(default_factory=lambda: deque(maxlen=CLAIMS_TOLD))
@@ -311,6 +314,8 @@ class DispatcherActor(DatabaseActor):
             ran, lost = done[agent_name]
             agent_state.ran = [claim for claim in agent_state.ran if claim not in ran]
             agent_state.lost = [claim for claim in agent_state.lost if claim not in lost]
+            agent_state.asynchronous = {claim for claim in claims if claim.asynchronous}
+            self._context.suspensions.leave_all_but(agent_role(name, agent_name), set(claims))
             if not agent_state.ready:
                 continue
             new = tuple(claim for claim in claims if claim not in agent_state.sent)
@@ -355,6 +360,7 @@ class DispatcherActor(DatabaseActor):
             if agent is None:
                 continue
             before = len(agent)
+            state = self._queues[name].agents[agent_name]
             held = dict(zip((Claimed(*each) for each in agent.claims()), agent, strict=True))
             for claim in lost:
                 # Another claim of the same job is another worker's.
@@ -364,13 +370,14 @@ class DispatcherActor(DatabaseActor):
                 agent.settle_all()
             for claim in ran:
                 agent.settle(claim.ref, claim.number)
-            claimed = self._claim(agent, failed, raised)
+            claimed, asynchronous = self._claim(agent, failed, raised)
             watched.add(agent._p_oid)
             failure = failed.get(agent_name)
             if str(failure) != str(agent.failure):
                 agent.failure = failure
+            asynchronous |= {claim.ref for claim in state.asynchronous}
             worked[agent_name] = (
-                [Claimed(*each) for each in agent.claims()],
+                [Claimed(ref, number, ref in asynchronous) for ref, number in agent.claims()],
                 AgentPoll(
                     agent=agent_name,
                     size=agent.size,
@@ -388,11 +395,13 @@ class DispatcherActor(DatabaseActor):
 
     def _claim(
         self, agent: Agent, failed: dict[str, Failure], raised: list[tuple[str, Failure]]
-    ) -> list[JobRef]:
+    ) -> tuple[list[JobRef], set[JobRef]]:
+        """Claim what there is room for; return that, and what of it is asynchronous."""
         claimed: list[JobRef] = []
+        asynchronous: set[JobRef] = set()
         state = self._agent_state(agent.queue.name, agent.name)
         if not self._claiming or agent.name in failed or state is None or not state.ready:
-            return claimed
+            return claimed, asynchronous
         while True:
             try:
                 job = agent.claim_job()
@@ -408,8 +417,10 @@ class DispatcherActor(DatabaseActor):
                 raised.append((agent.name, Failure(unwanted)))
                 raise unwanted from error
             if job is None:
-                return claimed
+                return claimed, asynchronous
             claimed.append(job.ref)
+            if is_light(job):
+                asynchronous.add(job.ref)
 
     def _work_again_later(self) -> None:
         if self._again_timer is None:

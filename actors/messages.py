@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import enum
 import uuid as uuids
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from perdure.model.policy import (
@@ -42,6 +42,7 @@ __all__ = [
     "JobLost",
     "JobRan",
     "JobReport",
+    "JobResumable",
     "JobStarted",
     "JobsRan",
     "Outcome",
@@ -166,6 +167,11 @@ class StopTree:
 # it has sent; what the database says an agent has, and it has not sent since the last
 # poll, it sends again, and an agent ignores what it has or has dealt with. So a message
 # that gets lost costs the time to the next poll.
+#
+# A job that waits for a coroutine, a future or a retry is with no worker; the system's
+# `Suspensions` have it, with what it waits for. Whichever comes first, the JobRan of the
+# worker that leaves it or the JobResumable from where that has ended: the agent asks there
+# what is to be done with the claim.
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +201,14 @@ class AgentReady:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A job, and the number of the claim that gave it to the agent."""
+    """A job, and the number of the claim that gave it to the agent.
+
+    `asynchronous` says that it takes a worker for an instant only, to begin and to end.
+    """
 
     ref: JobRef
     number: int
+    asynchronous: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +234,8 @@ class Outcome(enum.Enum):
     """The job was taken away meanwhile."""
     STOPPED = "stopped"
     """The system stops; the job is left as it is."""
+    SUSPENDED = "suspended"
+    """The job goes on without a worker, and needs one again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +245,13 @@ class JobRan:
     worker: str
     claim: Claimed
     outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class JobResumable:
+    """What a suspended job waited for has ended: a worker is to go on with it."""
+
+    claim: Claimed
 
 
 @dataclass(frozen=True, slots=True)

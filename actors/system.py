@@ -19,7 +19,7 @@ import pykka
 import transaction
 
 from perdure.actors.base import acts_for
-from perdure.actors.context import Activity, Context, Settings
+from perdure.actors.context import Activity, Context, Directory, Settings
 from perdure.actors.control import ControlServer
 from perdure.actors.execution import Execution, ThreadedExecution
 from perdure.actors.messages import (
@@ -36,6 +36,7 @@ from perdure.actors.messages import (
     Wake,
 )
 from perdure.actors.supervisor import SupervisorActor
+from perdure.actors.suspensions import Suspensions
 from perdure.model import local
 from perdure.model.clock import Clock, StopSignal, SystemClock
 from perdure.model.environment import environment
@@ -52,6 +53,7 @@ from perdure.model.incarnation import Identity, acquire_identity
 from perdure.model.job import Job
 from perdure.model.lane import Lane
 from perdure.model.logs import events
+from perdure.model.pool import change_pool_size
 from perdure.model.queues import get_queue, install
 from perdure.model.ref import JobRef, find_job
 from perdure.model.retrying import is_disconnect
@@ -173,20 +175,24 @@ class ActorSystem:
         self._identity = _identity(database, clock)
         places = sum((settings.queues or {"": settings.agent_size}).values())
         self._connections = places + 4
-        database.setPoolSize(database.getPoolSize() + self._connections)
+        change_pool_size(database, self._connections)
+        execution = execution or ThreadedExecution(clock)
+        stop, activity, directory = StopSignal(clock), Activity(clock), Directory()
         self._context = Context(
             clock=clock,
-            execution=execution or ThreadedExecution(clock),
+            execution=execution,
             database=database,
             environment=known,
             uuid=self._identity.uuid,
             token=secrets.token_hex(8),
             incarnation=self._identity.incarnation,
             settings=settings,
-            stop=StopSignal(clock),
+            stop=stop,
             lane=Lane(clock),
-            activity=Activity(clock),
+            activity=activity,
             results=known.results,
+            directory=directory,
+            suspensions=Suspensions(clock, execution, stop, activity, directory),
         )
         self._control = ControlServer(self._identity.incarnation, self._ask_for)
         self._waker = _Waker(self._context)
@@ -445,6 +451,7 @@ class ActorSystem:
             stack.callback(self._join_actors)
             # Until here others could see that it stops.
             stack.callback(self._control.stop)
+            stack.callback(self._end_coroutines)
             self._deactivate(drain)
 
     def _deactivate(self, drain: timedelta) -> None:
@@ -453,6 +460,7 @@ class ActorSystem:
         context.environment.unsubscribe(self._waker)
         # Ends the waits of retries, and pauses of actors, at once; what runs goes on.
         context.stop.set()
+        context.suspensions.end_pauses()
         self._ask_dispatcher(StopClaiming())
         drained = context.activity.wait_until_none(drain)
         # Not before: who waits for the lane is ACTIVE, and may still end within the drain.
@@ -481,8 +489,12 @@ class ActorSystem:
                 if not ref.join(_THREAD_ENDS if not self._context.activity.count else _STUCK_ENDS):
                     events.warning("%s has not ended yet", ref)
 
+    def _end_coroutines(self) -> None:
+        """Cancel the coroutines that still run, whose jobs are lost by now."""
+        self._context.suspensions.close(_STUCK_ENDS, _STUCK_ENDS)
+
     def _shrink_pool(self) -> None:
-        self.database.setPoolSize(max(1, self.database.getPoolSize() - self._connections))
+        change_pool_size(self.database, -self._connections)
 
     def _stop_at_exit(self) -> None:
         self.stop(timedelta(0))

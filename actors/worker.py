@@ -30,6 +30,7 @@ from perdure.model.retrying import is_away
 from perdure.model.running import Runner
 from perdure.model.saferepr import survive
 from perdure.model.status import Status
+from perdure.model.suspension import Ended
 
 __all__ = ["WorkerActor"]
 
@@ -61,6 +62,7 @@ class WorkerActor(Actor):
             self._context.stop,
             lane=self._context.lane,
             on_result=self._tell_result,
+            suspends=True,
         )
 
     def on_stop(self) -> None:
@@ -82,7 +84,9 @@ class WorkerActor(Actor):
         self._context.activity.begin()
         try:
             # Looked at after it was counted: whoever stops sees the one or the other.
-            if self._context.stop.is_set():
+            suspended = self._context.suspensions.is_suspended(message.claim)
+            # One that has begun may end within the drain.
+            if self._context.stop.is_set() and not suspended:
                 raise StopRequested(f"the system stops, {message.claim.ref} is not begun")
             outcome = self._run_claim(message.claim)
         # The job raised what is no Exception, or running it went wrong in a way that was
@@ -114,28 +118,45 @@ class WorkerActor(Actor):
             self._context.directory.tell("dispatcher", Wake(self._queue_oid))
 
     def _run_claim(self, claim: Claimed) -> Outcome:
+        suspensions = self._context.suspensions
+        if suspensions.is_waiting(claim):
+            return Outcome.SUSPENDED
+        ended = suspensions.take(claim)
+        try:
+            return self._begin_or_go_on(claim, ended)
+        finally:
+            if ended is not None:
+                ended.of.close()
+
+    def _begin_or_go_on(self, claim: Claimed, resumed: Ended | None) -> Outcome:
         job = self._find(claim.ref)
-        if job is None:
+        if job is None or job._claim != claim.number or job._agent is None:
+            if resumed is not None:
+                self._tell_reassigned(claim.ref)
             return Outcome.REASSIGNED
-        if job._claim != claim.number or job._agent is None:
-            return Outcome.REASSIGNED
-        if job.status is not Status.ASSIGNED:
+        if job.status is not Status.ASSIGNED and resumed is None:
             events.error(
                 "%s found %r, which is %s, instead of ASSIGNED", self.name, job, job.status.name,
                 extra=fields(job),
             )  # fmt: skip
         self._queue_oid = job._agent.queue._p_oid
         self._frees_places = bool(job.quota_names)
-        self._tell_started(job)
+        if resumed is None:
+            self._tell_started(job)
         ended = False
         try:
-            self._runner.run(job)
+            suspension = self._runner.run(job, ended=resumed)
+            if suspension is not None:
+                # The transaction is not to stay open in a worker that is free.
+                transaction.abort()
+                role = agent_role(self._queue, self._agent)
+                self._context.suspensions.suspend(claim, role, suspension)
+                ended = True
+                return Outcome.SUSPENDED
             self._tell_ended(job, claim.ref)
             ended = True
         except ReassignedError:
-            self._context.report(
-                JobEnded(claim.ref, self._clock.now(), False, True, "reassigned", False)
-            )
+            self._tell_reassigned(claim.ref)
             ended = True
             return Outcome.REASSIGNED
         finally:
@@ -146,6 +167,9 @@ class WorkerActor(Actor):
             transaction.abort()
         self._context.results.announce(claim.ref)
         return Outcome.DONE
+
+    def _tell_reassigned(self, ref: JobRef) -> None:
+        self._context.report(JobEnded(ref, self._clock.now(), False, True, "reassigned", False))
 
     def _own_connection(self) -> Any:
         """Return the connection, None where the job's code has closed it, or there is none.

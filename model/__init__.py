@@ -16,6 +16,7 @@ from perdure.model.annotations import Annotations
 from perdure.model.callbacks import CallbackProxy
 from perdure.model.check import check
 from perdure.model.clock import Clock, StopSignal, SystemClock
+from perdure.model.composition import Composite, parallel, serial
 from perdure.model.describing import job_details
 from perdure.model.dispatchers import DispatcherRecord, Dispatchers
 from perdure.model.environment import Environment, environment
@@ -103,6 +104,7 @@ __all__ = [
     "CallbackProxy",
     "Clock",
     "CommitErrored",
+    "Composite",
     "DatabaseAccessError",
     "DatabaseLockedError",
     "DatabaseNotFoundError",
@@ -177,8 +179,10 @@ __all__ = [
     "never_fail",
     "next_job",
     "pack",
+    "parallel",
     "register_retry_policy",
     "remove_alias",
+    "serial",
     "set_alias",
     "subscribe",
     "try_five_times",

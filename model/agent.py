@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from persistent import Persistent
 from transaction.interfaces import TransientError
 from ZODB.POSException import POSError
+from ZODB.utils import p64
 
 from perdure.model import names
 from perdure.model.aliases import current_name
@@ -224,12 +225,14 @@ class Agent(Tally, Persistent):
         one that is still under way stays; one that cannot be loaded here is `left`; one that
         cannot be settled is logged, and stays.
         """
-        for job, held in list(self._held.values()):
-            if JobRef.of(job) == ref and held == number:
-                if is_loadable(job):
-                    self._try_to_settle(job, held)
-                else:
-                    self._leave(job, held)
+        job, held = self._held.get(p64(ref.oid), (None, 0))
+        # The number of an object is its own within one database only.
+        if job is None or held != number or JobRef.of(job) != ref:
+            return
+        if is_loadable(job):
+            self._try_to_settle(job, held)
+        else:
+            self._leave(job, held)
 
     def settle_done(self, job: Job) -> None:
         """Let a COMPLETED job be among the done ones, if it is not yet."""
@@ -277,7 +280,7 @@ class Agent(Tally, Persistent):
             return
         if job._agent is not self or job._claim != number:
             self._drop(oid)
-            if job.status is Status.PENDING and not job._keeps_places:
+            if (job.status is Status.PENDING and not job._keeps_places) or job._waits_for:
                 self.queue._release_quotas(job)
         elif job.status is Status.COMPLETED:
             self._drop(oid)

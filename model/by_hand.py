@@ -16,6 +16,7 @@ from perdure.model.failure import Failure
 from perdure.model.job import Job
 from perdure.model.running import Runner, failure_told, tell_failure
 from perdure.model.status import Status
+from perdure.model.suspension import is_coroutine_job, refuse_inside_a_loop
 
 __all__ = ["fail_by_hand", "resume_by_hand", "run_by_hand"]
 
@@ -30,6 +31,8 @@ def run_by_hand(
             f"{job!r} is a callback of {told_by!r}, which is {told_by.status.name} and has no "
             "result to call it with yet: it is called when that one has ended"
         )
+    if is_coroutine_job(job):
+        refuse_inside_a_loop(job)
     return _run(_runner(job, commit), job, args, kwargs)
 
 
@@ -109,4 +112,6 @@ def _run(
         ref = job.ref
         runner._store(job, "settling", lambda: agent.settle(ref, number))
     runner._manager.begin()
-    return job if job.status is Status.PENDING else job.result
+    if job.status is Status.PENDING:
+        return job
+    return job._waits_for[0] if job._waits_for else job.result

@@ -9,6 +9,7 @@ import transaction
 
 from perdure.model.agent import Agent
 from perdure.model.errors import PerdureError
+from perdure.model.following import Follow, whole_of
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.queue import Queue
@@ -48,12 +49,14 @@ class _Checker:
         self._places: dict[bytes, list[str]] = {}
         self._jobs: dict[bytes, Job] = {}
         self._countable = True
+        self._kept: dict[bytes, tuple[Job, str]] = {}
 
     def violations(self) -> list[str]:
         """Return the sentences."""
         self._walk_stripes()
         self._walk_inboxes()
         self._walk_agents()
+        self._place_waiting()
         for oid, places in self._places.items():
             if len(places) > 1:
                 self._say(f"{self._jobs[oid]!r} is in {len(places)} places: {', '.join(places)}")
@@ -79,6 +82,9 @@ class _Checker:
             return
         if isinstance(job, InternalJob) and job.status is not Status.COMPLETED:
             self._place_served(job)
+        if isinstance(job, Follow) and job.status is Status.NEW and is_loadable(job.outer):
+            whole = whole_of(job.outer)
+            self._kept[whole._p_oid] = whole, f"waiting, with {job!r}"
         for callback in job.callbacks:
             if stored(callback, "_queue", None) is None:
                 self._place(callback, f"with {job!r}")
@@ -96,8 +102,13 @@ class _Checker:
         # One that was taken up by an agent meanwhile is in a place of its own again.
         if internal.kind == "recover" or job._agent is not None:
             return
+        if internal.kind == "follow" and not internal.goes_on:
+            if not internal.heard:
+                self._kept[job._p_oid] = job, f"waiting, with {internal!r}"
+            return
         expected = {
             "interrupt": (Status.ACTIVE, Status.CALLBACKS, Status.COMPLETED),
+            "follow": (Status.ACTIVE, Status.CALLBACKS, Status.COMPLETED),
             "resume": (Status.CALLBACKS, Status.COMPLETED),
             "expire": (Status.PENDING, Status.CALLBACKS, Status.COMPLETED),
         }[internal.kind]
@@ -107,6 +118,12 @@ class _Checker:
         if job.status not in expected:
             self._say(f"{internal!r} deals with {job!r}, which is {job.status.name}")
         self._place(job, f"with {internal!r}")
+
+    def _place_waiting(self) -> None:
+        """Place the jobs that others keep: by several of them, maybe, and nowhere else."""
+        while self._kept:
+            _, (job, place) = self._kept.popitem()
+            self._place(job, place)
 
     def _walk_stripes(self) -> None:
         for index, stripe in enumerate(self._queue.stripes):
@@ -215,7 +232,7 @@ class _Checker:
         """Return the quotas that the job must hold a place of now."""
         if not is_loadable(job) or isinstance(job, InternalJob) or job._queue is None:
             return []
-        if job.status not in (Status.ASSIGNED, Status.ACTIVE):
+        if job.status not in (Status.ASSIGNED, Status.ACTIVE) or job._waits_for:
             return []
         names: tuple[str, ...] = stored(job, "_quota_names", ())
         return [name for name in names if name in self._queue.quotas]

@@ -15,7 +15,7 @@ from perdure.model.errors import ReassignedError
 from perdure.model.job import Job
 from perdure.model.logs import events, fields
 
-__all__ = ["Fence"]
+__all__ = ["Fence", "Refusal"]
 
 
 class Fence:
@@ -33,10 +33,11 @@ class Fence:
         """Whether the runner itself is giving the job up, so that no agent has it then."""
         self.released = False
         """Whether it has done so."""
+        self.calling = False
+        """Whether the code of the job runs, whose commits are its own then."""
         self._claim = root._claim
         self._agent = root._agent
         self._warned = False
-        self._in_call = False
         self._thread = threading.get_ident()
         # Of the connection, if there is one yet.
         self._manager = None if root._p_jar is None else root._p_jar.transaction_manager
@@ -70,7 +71,7 @@ class Fence:
         """Fence the transaction off; it may be about to commit, or to abort."""
         # Another thread aborts it when the database is closed; that is not the job's doing.
         ours = threading.get_ident() == self._thread
-        if self._in_call and ours and not self._warned:
+        if self.calling and ours and not self._warned:
             self._warned = True
             events.warning(
                 "%r ends its transaction by itself: what it does is no longer in one "
@@ -84,7 +85,7 @@ class Fence:
                 raise
             # Raised here, it would spoil an abort; joined, it spoils a commit alone.
             except Exception as error:
-                transaction.join(_Refusal(error))
+                transaction.join(Refusal(error))
 
     def afterCompletion(self, transaction: Any) -> None:  # noqa: N802
         """Do nothing."""
@@ -96,7 +97,7 @@ class Fence:
         self.check()
         if root._p_serial == z64:
             return
-        if self._in_call:
+        if self.calling:
             # The job's own commit may write to other data managers alone, and then a
             # mere readCurrent is not looked at.
             root._p_changed = True
@@ -104,7 +105,7 @@ class Fence:
             root._p_jar.readCurrent(root)
 
 
-class _Refusal:
+class Refusal:
     """A data manager that lets its transaction be aborted, and not committed."""
 
     def __init__(self, error: Exception) -> None:
@@ -129,8 +130,8 @@ class _InCall:
 
     def __enter__(self) -> None:
         self._current.__enter__()
-        self._fence._in_call = True
+        self._fence.calling = True
 
     def __exit__(self, *exc_info: Any) -> None:
-        self._fence._in_call = False
+        self._fence.calling = False
         self._current.__exit__(None, None, None)

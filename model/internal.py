@@ -17,13 +17,20 @@ class InternalJob(Job):
 
     `kind` is ``"interrupt"`` (put it to its policy as interrupted), ``"resume"`` (run
     its callbacks), ``"expire"`` (fail it, since its deadline has passed) or
-    ``"recover"`` (take it from its agent, whose dispatcher died under the claim with the
-    number `claim`, and was buried by one that could not load the job). It may be run any
-    number of times, so that it needs no policy: losing its worker only puts it back into
-    the queue.
+    ``"follow"`` (let `outer`, which it is or has among its callbacks, hear that `inner` has
+    ended, and go on with it if that ends it) or ``"recover"`` (take it from its agent, whose
+    dispatcher died under the claim with the number `claim`, and was buried by one that could
+    not load the job). It may be run any number of times, so that it needs no policy: losing
+    its worker only puts it back into the queue.
     """
 
     claim: int | None = None
+    outer: Job | None = None
+    inner: Job | None = None
+    heard = False
+    """Whether `outer` has heard."""
+    goes_on = False
+    """Whether that has ended it, so that its callbacks are this one's to run."""
 
     def __init__(self, kind: str, job: Job, claim: int | None = None) -> None:
         super().__init__(_serve, kind)

@@ -144,7 +144,7 @@ class Job(JobRecord):
         self._set_arguments(list(self._args), dict(value))
 
     def _set_arguments(self, args: list[Any], kwargs: dict[str, Any]) -> None:
-        self._require("changing its arguments", Status.NEW, Status.PENDING, Status.ASSIGNED)
+        self._require("changing its arguments", *self._changeable())
         limit = None
         if self._p_jar is not None:
             limit = environment(self._p_jar.db()).argument_limit_bytes
@@ -155,6 +155,17 @@ class Job(JobRecord):
                 self._args = args
             if kwargs or self._kwargs:
                 self._kwargs = kwargs
+
+    def _changeable(self) -> tuple[Status, ...]:
+        return Status.NEW, Status.PENDING, Status.ASSIGNED
+
+    def _hear_of(self, inner: Job) -> bool:
+        """Take the result of the job that this one waited for; tell whether it has ended."""
+        from perdure.model.following import outcome_of
+
+        self._end(outcome_of(inner))
+        self._complete_if_alone()
+        return True
 
     def check_storable(self, limit_bytes: int | None = None) -> None:
         """Raise `NotStorableError` where the callable or an argument cannot be stored."""

@@ -7,7 +7,7 @@ import contextvars
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import transaction
 
@@ -31,6 +31,17 @@ __all__ = [
 _OTHER_PROCESSES_POLL_SECONDS = 0.25
 
 
+class Current(Protocol):
+    """What runs in this thread, or, for an event loop, in this task."""
+
+    @property
+    def job(self) -> Job:
+        """The job that runs."""
+
+    def works_for(self, job: Job) -> bool:
+        """Tell whether `job` is that one, or the one that was claimed, not some copy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """The job that runs in this thread, and the one that the thread works for."""
@@ -38,23 +49,36 @@ class Running:
     job: Job
     root: Job
 
+    def works_for(self, job: Job) -> bool:
+        return job is self.job or job is self.root
 
-_running: contextvars.ContextVar[Running | None] = contextvars.ContextVar(
+
+_running: contextvars.ContextVar[Current | None] = contextvars.ContextVar(
     "perdure running job", default=None
 )
+
+
+def enter(current: Current) -> contextvars.Token[Current | None]:
+    """Make `current` what runs here, until `leave`."""
+    return _running.set(current)
+
+
+def leave(token: contextvars.Token[Current | None]) -> None:
+    """Have what ran here before."""
+    _running.reset(token)
 
 
 @contextlib.contextmanager
 def running(job: Job, root: Job) -> Iterator[None]:
     """Make `job` the one that runs here."""
-    token = _running.set(Running(job, root))
+    token = enter(Running(job, root))
     try:
         yield
     finally:
-        _running.reset(token)
+        leave(token)
 
 
-def current() -> Running | None:
+def current() -> Current | None:
     """Return what runs in this thread, or None."""
     return _running.get()
 
@@ -65,7 +89,7 @@ def is_running(job: Job) -> bool:
     Then its record is this thread's to write.
     """
     found = _running.get()
-    return found is not None and (found.job is job or found.root is job)
+    return found is not None and found.works_for(job)
 
 
 def get_job() -> Job:

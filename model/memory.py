@@ -18,6 +18,11 @@ class Memory:
         self._policy: RetryPolicy | None = None
         self._state: dict[str, Any] | None = None
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is anything to be stored."""
+        return self._state is not None
+
     def keep(self, policy: RetryPolicy) -> None:
         """Remember the policy as it is now; raises where that cannot be stored."""
         policy._p_activate()

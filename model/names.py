@@ -103,12 +103,6 @@ def split_callable(
     if not callable(target):
         raise NotStorableError(f"{target!r} cannot be called: give a function")
     method = target if inspect.ismethod(target) else None
-    function = method.__func__ if method is not None else target
-    if inspect.iscoroutinefunction(function):
-        raise NotStorableError(
-            f"{target!r} is a coroutine function, which this version does not run: "
-            "give a plain function"
-        )
     if method is not None and isinstance(method.__self__, Persistent):
         check_class(type(method.__self__))
         if getattr(method.__self__, method.__name__, None) != method:

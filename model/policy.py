@@ -80,7 +80,8 @@ class Interrupted:
 class Retry:
     """Run the job again, `after` that time.
 
-    After an error the same worker runs it, and waits meanwhile, keeping place and quotas;
+    After an error the same worker runs it, and waits meanwhile, keeping place and quotas (no
+    worker waits with a coroutine, nor where a future has brought the error);
     after an interruption the job goes back into its queue. Raises `UnknownSettingError` for
     what is no timedelta of zero or more.
     """

@@ -23,6 +23,7 @@ from perdure.model.errors import (
     QueueNotFoundError,
     UnknownSettingError,
 )
+from perdure.model.following import followers, whole_of
 from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job, as_job
@@ -207,6 +208,12 @@ class Queue(Persistent):
     def _put_internal(self, kind: str, job: Job, claim: int | None = None) -> None:
         """Let an internal job, first in line, do `kind` to `job`."""
         self._enter(InternalJob(kind, job, claim), "put", first=True)
+
+    def _put_follower(self, outer: Job, inner: Job) -> None:
+        """Let an internal job tell `outer`, which waits for `inner`, that this has ended."""
+        internal = InternalJob("follow", whole_of(outer))
+        internal.outer, internal.inner = outer, inner
+        self._enter(internal, "put", first=True)
 
     def _wake_after_commit(self) -> None:
         wake_after_commit(self._p_jar, self._p_oid)
@@ -597,6 +604,10 @@ class Queue(Persistent):
         if isinstance(job, InternalJob):
             raise BadStatusError(f"{job!r} deals with {job.serves!r} and cannot be taken out")
         self._leave(job)
+        for follow in followers(job):
+            # It will not end here, for those who wait for it.
+            self._put_follower(follow.outer, job)
+            follow._end_unheard()
         job._taken_out()
 
     def _leave(self, job: Job) -> None:

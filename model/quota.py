@@ -111,6 +111,8 @@ class Quota(Persistent):
             return False
         if status is Status.PENDING:
             return bool(stored(job, "_keeps_places", False))
+        if status is Status.ACTIVE and stored(job, "_waits_for", ()):
+            return False
         return status in (Status.ASSIGNED, Status.ACTIVE)
 
 

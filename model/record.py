@@ -69,6 +69,7 @@ class JobRecord(Persistent):
     _callbacks: list[Job] | None = None
     _annotations: dict[str, tuple[int, Any]] | None = None
     _own_side: SideRecord | None = None
+    _waits_for: tuple[Job, ...] = ()
     _transactional: bool | None = None
     keep_completed = Duration()
     keep_failed = Duration()
@@ -437,6 +438,11 @@ class JobRecord(Persistent):
     def _complete(self) -> None:
         self._move("complete")
         self._callbacks_end = microseconds(clock_of(self).now())
+
+    def _wait(self) -> None:
+        """Leave the worker: the jobs that it waits for have it from now on."""
+        self._agent = None
+        self._claim += 1
 
     def _lose(self) -> None:
         """Take the job from its worker: nothing that one has under way can be committed."""

@@ -4,16 +4,20 @@ A `Runner` works in one thread, with one connection. It keeps the jobs that it i
 with on a stack, the one that was claimed at the bottom, its callbacks above it, and
 does what the status of the topmost one asks for until the stack is empty. Every status
 is stored before the next step, so that another runner can go on from any of them.
+
+Where a job waits for a coroutine or a future, a runner that `suspends` leaves it and returns
+what it waits for; any runner goes on with it once that has ended.
 """
 
 from __future__ import annotations
 
 import datetime
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from transaction.interfaces import NoTransaction
 from ZODB.POSException import ConflictError, ConnectionStateError
@@ -22,6 +26,7 @@ from ZODB.utils import z64
 from perdure.model import local
 from perdure.model.callbacks import CallbackProxy
 from perdure.model.clock import Clock, StopSignal
+from perdure.model.composition import Composite
 from perdure.model.errors import (
     AbortedError,
     JobTimeoutError,
@@ -31,6 +36,7 @@ from perdure.model.errors import (
 )
 from perdure.model.failure import Failure
 from perdure.model.fence import Fence
+from perdure.model.following import Follow, await_jobs, has_ended, inner_ended, whole_of
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.lane import Attempt, Lane
@@ -46,10 +52,23 @@ from perdure.model.policy import (
     Retry,
 )
 from perdure.model.ref import JobRef
-from perdure.model.retrying import is_away, never_fail
+from perdure.model.retrying import is_away, never_fail, wait_for_system_recovery
 from perdure.model.saferepr import safe_repr
 from perdure.model.status import Status
 from perdure.model.storable import check_value, copied, is_plain
+from perdure.model.suspension import (
+    AwaitedFuture,
+    CoroutineCall,
+    Ended,
+    Pause,
+    Suspension,
+    fresh,
+    is_coroutine_job,
+    is_future,
+    outcome_of_future,
+    run_here,
+    without_frames_of,
+)
 
 __all__ = ["Runner", "failure_told", "tell_failure"]
 
@@ -75,7 +94,8 @@ class Runner:
 
     `manager` is the transaction manager of the jobs' connection. Waits go through
     `stop`, and end with `StopRequested` when that is set. `on_result` is told the
-    `JobRef` of each job whose result was committed.
+    `JobRef` of each job whose result was committed. With `suspends`, it leaves a job that
+    waits for a coroutine, a future, or the time of such a one's retry; without, it waits.
     """
 
     def __init__(
@@ -86,18 +106,30 @@ class Runner:
         *,
         lane: Lane | None = None,
         on_result: Callable[[JobRef], None] | None = None,
+        suspends: bool = False,
     ) -> None:
         self._manager = manager
         self._clock = clock
         self._stop = stop
         self._lane = lane
         self._on_result = on_result
+        self._suspends = suspends
         self._fence: Fence | None = None
+        self._suspension: Suspension | None = None
+        self._ended: Ended | None = None
 
     def run(
-        self, root: Job, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> None:
+        self,
+        root: Job,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        ended: Ended | None = None,
+    ) -> Suspension | None:
         """Run `root` and its callbacks, from whatever status they are in.
+
+        Return what is to be waited for, whereupon it is to be run again with that `Ended`;
+        None when all is done. Whoever has an `Ended` closes what it is of, afterwards.
 
         It must be held by this thread: claimed by its agent, or nobody else's. Raises
         `ReassignedError` where it is taken away meanwhile, `StopRequested`, and whatever
@@ -106,9 +138,12 @@ class Runner:
         `ConnectionStateError`.
         """
         fence = self._fence = Fence(root)
+        self._suspension = None
+        self._ended = ended
         self._manager.registerSynch(fence)
         try:
             self._run(root, args, dict(kwargs or {}))
+            return self._suspension
         except _Lost as lost:
             self._abort()
             events.error("%s", lost, extra=fields(root))
@@ -119,11 +154,12 @@ class Runner:
             self._abort()
             self._manager.unregisterSynch(fence)
             self._fence = None
+            self._ended = None
 
     def _run(self, root: Job, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._fence is not None
         stack = [root]
-        while stack and not self._fence.released:
+        while stack and not self._fence.released and self._suspension is None:
             job = stack[-1]
             self._view(job)
             status = job.status
@@ -143,10 +179,14 @@ class Runner:
                 self._finish(job, Failure(error), "fail")
             elif isinstance(job, CallbackProxy):
                 self._run_proxy(job, stack)
-            elif status is Status.ACTIVE:
+            elif isinstance(job, Follow):
+                self._run_follow(job, stack)
+            elif status is Status.ACTIVE and job._waits_for:
+                self._let_go(stack[0])
+            elif status is Status.ACTIVE and self._ended is None:
                 self._interrupted(job)
             else:
-                if job.parent is not None:
+                if job.parent is not None and self._ended is None:
                     trace.debug("callback %r is started", job, extra=fields(job))
                 told_by = job.told_by
                 told = () if told_by is None else (told_by.result,)
@@ -266,7 +306,7 @@ class Runner:
     # One job.
 
     def _execute(self, job: Job, extra: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        memory = Memory()
+        """Make attempts until there is a result, or no worker is needed for a while."""
 
         def begin() -> None:
             if job.status in (Status.NEW, Status.ASSIGNED):
@@ -275,21 +315,36 @@ class Runner:
                     with _only_exceptions():
                         job._policy.claimed()
 
-        self._store(job, "beginning", begin)
+        memory = Memory()
         alone = False
+        ended = self._ended if job.status is Status.ACTIVE else None
+        self._ended = None
+        if ended is None:
+            self._store(job, "beginning", begin)
+        elif isinstance(ended.of, Pause):
+            if self._late(job):
+                self._finish(job, ended.of.failure)
+                return
+            ended = None
         while True:
-            with self._admit(alone) as attempt:
-                self._view(job)
-                if job.status is not Status.ACTIVE:
-                    return
-                memory.restore(job)
-                message = self._attempt(job, extra, kwargs, attempt)
+            waited = ended is not None
+            if ended is None:
+                message = self._try(job, extra, kwargs, memory, alone)
+            else:
+                message = self._take_ended(job, ended)
+            ended = self._wait_here()
+            if ended is not None:
+                continue
             if message is None:
                 return
             # A conflict may be of our own dispatcher's making only in the first attempt.
             alone = message.failure.check(ConflictError) is not None
             decision = self._decide(job, message, memory)
             if isinstance(decision, Retry):
+                if decision.after > _ZERO and waited and self._suspends:
+                    self._keep_memory(job, memory)
+                    self._suspension = Pause(decision.after, message.failure, _is_light(job))
+                    return
                 if decision.after > _ZERO:
                     self._stop.wait(decision.after)
                     self._view(job)
@@ -311,38 +366,117 @@ class Runner:
             return nullcontext(Attempt())
         return self._lane.exclusive() if alone else self._lane.shared()
 
+    def _try(
+        self,
+        job: Job,
+        extra: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        memory: Memory,
+        alone: bool,
+    ) -> JobErrored | CommitErrored | None:
+        """Make one attempt, or have it made; return what went wrong, or None."""
+        # A coroutine does not go through the lane, in which it could be for days: it counts
+        # as alone.
+        if self._suspends and is_coroutine_job(job):
+            return self._hand_over(job, memory)
+        with self._admit(alone) as attempt:
+            self._view(job)
+            if job.status is not Status.ACTIVE:
+                return None
+            memory.restore(job)
+            return self._attempt(job, extra, kwargs, attempt)
+
+    def _hand_over(self, job: Job, memory: Memory) -> JobErrored | None:
+        """Let somebody else run the coroutine."""
+        assert self._fence is not None
+        self._keep_memory(job, memory)
+        self._view(job)
+        if job.status is Status.ACTIVE:
+            try:
+                self._suspension = CoroutineCall(job, self._fence.root)
+            # Copying its arguments runs the application's code.
+            except Exception as error:
+                return JobErrored(Failure(error))
+        return None
+
+    def _keep_memory(self, job: Job, memory: Memory) -> None:
+        """Store what the policy keeps: who goes on with the job has not this memory."""
+
+        def keep() -> None:
+            if job.status is Status.ACTIVE:
+                memory.restore(job)
+
+        if memory.is_kept:
+            self._store(job, "retrying", keep)
+
+    def _wait_here(self) -> Ended | None:
+        """Wait for a future in this thread, where that is how this runner waits."""
+        suspension = self._suspension
+        if self._suspends or not isinstance(suspension, AwaitedFuture):
+            return None
+        self._suspension = None
+        self._abort()
+        return Ended(suspension, *outcome_of_future(suspension.future))
+
     def _attempt(
         self, job: Job, extra: tuple[Any, ...], kwargs: dict[str, Any], attempt: Attempt
     ) -> JobErrored | CommitErrored | None:
         """Call the callable and commit its result; return what went wrong, or None."""
-        before = job.__getstate__() if job._p_jar is None else None
-        info = None
-        returned = False
-        try:
+        info: Any = None
+
+        def call() -> Any:
+            nonlocal info
             with self._in_call(job):
                 info = job.set_up()
+                if isinstance(job, Composite):
+                    return None
                 result = job.callable(
-                    *_fresh(job._args), *extra, **{**_fresh(job._kwargs or {}), **kwargs}
+                    *fresh(job._args), *extra, **{**fresh(job._kwargs or {}), **kwargs}
                 )
+                # By hand: a runner that suspends has handed it over.
+                if inspect.iscoroutine(result) and is_coroutine_job(job):
+                    return run_here(result, job)
+                return result
+
+        return self._conclude(job, call, lambda: self._tear_down(job, info), attempt)
+
+    def _conclude(
+        self,
+        job: Job,
+        call: Callable[[], Any],
+        tear_down: Callable[[], None],
+        attempt: Attempt,
+    ) -> JobErrored | CommitErrored | None:
+        """Commit what a call returns, with its effects; return what went wrong, or None."""
+        assert self._fence is not None
+        before = job.__getstate__() if job._p_jar is None else None
+        returned = False
+        result = None
+        try:
+            result = call()
             self._check()
-            _check_result(job, result)
+            self._take_result(job, result)
             returned = True
-            job._end(result)
-            job._complete_if_alone()
+            if job._waits_for:
+                self._fence_root_waits()
             self._manager.commit()
         except BaseException as error:
             if not returned:
-                _leave_out_the_runner(error)
+                without_frames_of(error, __name__)
             failure = Failure(error) if isinstance(error, Exception) else None
             self._abort()
+            self._fence.letting_go = False
+            self._suspension = None
             if before is not None:
                 job.__setstate__(before)
-            self._tear_down(job, info)
+            tear_down()
             if failure is None:
                 raise
         else:
-            self._tear_down(job, info)
-            self._tell_result(job, result)
+            self._fence.released = self._fence.letting_go
+            tear_down()
+            if job.status is not Status.ACTIVE:
+                self._tell_result(job, job.result)
             return None
         if not returned:
             return JobErrored(failure, alone=attempt.alone)
@@ -353,6 +487,146 @@ class Runner:
             return None
         self._tell_lost_result(job, result)
         return CommitErrored(failure, alone=attempt.alone)
+
+    def _take_ended(self, job: Job, ended: Ended) -> JobErrored | CommitErrored | None:
+        """Go on with a job, for which it has ended what it waited for."""
+        assert self._fence is not None
+        call = ended.of
+        if not isinstance(call, CoroutineCall):
+            return self._take_future(job, ended)
+        try:
+            if call.has_changes:
+                call.open()
+        except ReassignedError as error:
+            raise _Lost(str(error)) from error
+        except Exception as error:
+            return JobErrored(Failure(error))
+        if not call.is_open:
+            return self._conclude(job, ended.get, lambda: None, Attempt())
+        # Its effects are in its own connection, and so must its result be.
+        beside = Runner(
+            call.manager,
+            self._clock,
+            self._stop,
+            on_result=self._on_result,
+            suspends=self._suspends,
+        )
+        fence = beside._fence = call.fence
+        fence.calling = False
+        try:
+            return beside._conclude(call.job, ended.get, call.tear_down, Attempt())
+        finally:
+            self._fence.released = fence.released
+            self._suspension = beside._suspension
+            call.close()
+
+    def _take_future(self, job: Job, ended: Ended) -> CommitErrored | JobErrored | None:
+        """Store what a future has brought; what the job itself did is committed already."""
+        fence = self._fence
+        assert fence is not None
+        try:
+            value = ended.get()
+            if not (isinstance(value, Job) or is_future(value) or is_plain(value)):
+                check_value(value, f"the result of {job!r}")
+        except Exception as error:
+            return JobErrored(Failure(without_frames_of(error, __name__)))
+        new = isinstance(value, Job) and value._p_jar is None
+        before = value.__getstate__() if isinstance(value, Job) and new else None
+
+        def take() -> None:
+            fence.letting_go = False
+            self._suspension = None
+            if before is not None:
+                cast("Job", value).__setstate__(before)
+            self._check()
+            if job.status is Status.ACTIVE:
+                self._take_result(job, value)
+                if job._waits_for:
+                    self._fence_root_waits()
+
+        # Not by making another attempt, as where a commit fails that has effects in it.
+        outcome = wait_for_system_recovery(
+            take, f"storing the result of {job!r}", self._manager, self._stop
+        )
+        if isinstance(outcome, Failure):
+            fence.letting_go = False
+            self._suspension = None
+            self._view(job)
+            if job.status is Status.ACTIVE:
+                self._tell_lost_result(job, value)
+                return CommitErrored(outcome)
+        fence.released = fence.letting_go
+        if job.status is not Status.ACTIVE:
+            self._tell_result(job, job.result)
+        return None
+
+    def _take_result(self, job: Job, result: Any) -> None:
+        """End `job` with what it has returned, or let it wait for the job that this is."""
+        if isinstance(job, Composite):
+            job.begin_parts()
+        elif isinstance(result, Job) and not has_ended(result):
+            await_jobs(job, [result])
+        elif is_future(result):
+            self._suspension = AwaitedFuture(result, _is_light(job))
+            return
+        elif inspect.iscoroutine(result):
+            result.close()
+            raise NotStorableError(
+                f"{job!r} returned a coroutine, and its function is no coroutine function: make "
+                "it one (async def), so that it is awaited"
+            )
+        else:
+            if isinstance(result, Job):
+                result = result.result
+            if not is_plain(result):
+                check_value(result, f"the result of {job!r}")
+            job._end(result)
+        if job.status is not Status.ACTIVE:
+            job._complete_if_alone()
+
+    def _fence_root_waits(self) -> None:
+        """Give up the job that was claimed, with the next commit: it waits for others."""
+        fence = self._fence
+        assert fence is not None
+        fence.letting_go = True
+        fence.root._agent = None
+
+    def _let_go(self, root: Job) -> None:
+        """Leave a job, of which a callback waits for another job."""
+        fence = self._fence
+        assert fence is not None
+
+        def wait() -> None:
+            if isinstance(root, InternalJob):
+                _end_internal(root)
+            else:
+                self._fence_root_waits()
+
+        self._store(root, "leaving", wait)
+        fence.released = True
+
+    def _run_follow(self, follow: Follow, stack: list[Job]) -> None:
+        inner, outer = follow.parent, follow.outer
+        assert inner is not None
+        ended = False
+
+        def tell() -> None:
+            nonlocal ended
+            if follow.status is Status.COMPLETED:
+                return
+            queue = outer.queue or inner.queue
+            if queue is not None:
+                queue._put_follower(outer, inner)
+            else:
+                ended = inner_ended(outer, inner)
+            follow._begin()
+            follow._end(None)
+            follow._complete()
+
+        self._store(follow, "telling", tell)
+        if ended:
+            # In no queue: nobody but this runner goes on with it.
+            stack.insert(0, whole_of(outer))
 
     def _in_call(self, job: Job) -> AbstractContextManager[None]:
         assert self._fence is not None
@@ -493,12 +767,11 @@ class Runner:
             agent = job._agent
             if internal.kind == "recover" and agent is not None and job._claim == internal.claim:
                 agent.interrupt(job)
-            if internal.status is not Status.COMPLETED:
-                internal._begin()
-                internal._end(None)
-                internal._complete()
+            _end_internal(internal)
 
-        if job._agent is not None or internal.kind == "recover":
+        if internal.kind == "follow" and not internal.heard:
+            self._hear(internal)
+        elif job._agent is not None or internal.kind == "recover":
             # Nobody's to deal with here: an agent has it, maybe since it was dealt with; or
             # another internal job does, made when who had it started again.
             self._store(internal, "ending", end)
@@ -507,10 +780,24 @@ class Runner:
             self._finish(job, Failure(error), "fail")
         elif internal.kind == "interrupt" and status is Status.ACTIVE:
             self._interrupted(job)
-        elif status is Status.CALLBACKS:
+        elif status is Status.CALLBACKS and (internal.kind != "follow" or internal.goes_on):
             stack.append(job)
         else:
             self._store(internal, "ending", end)
+
+    def _hear(self, internal: InternalJob) -> None:
+        """Let a job that waits hear of the end of another one."""
+        outer, inner = internal.outer, internal.inner
+        assert outer is not None and inner is not None
+
+        def hear() -> None:
+            if not internal.heard:
+                internal.heard = True
+                internal.goes_on = inner_ended(outer, inner)
+
+        self._store(internal, "telling", hear)
+        if internal.goes_on:
+            self._tell_result(outer, outer.result)
 
     def _run_proxy(self, proxy: CallbackProxy, stack: list[Job]) -> None:
         if proxy.status is not Status.ACTIVE:
@@ -552,10 +839,12 @@ def _only_exceptions() -> Iterator[None]:
 
 
 def _next_callback(job: Job) -> Job | None:
-    for callback in job.callbacks:
-        if callback.status is not Status.COMPLETED:
-            return callback
-    return None
+    waiting = [callback for callback in job.callbacks if callback.status is not Status.COMPLETED]
+    # Those who wait for the job go on when all is done that belongs to it.
+    last = [callback for callback in waiting if isinstance(callback, Follow)]
+    return next((callback for callback in waiting if callback not in last), None) or next(
+        iter(last), None
+    )
 
 
 def _with_data(message: Any, data: tuple[tuple[str, Any], ...]) -> Any:
@@ -564,28 +853,16 @@ def _with_data(message: Any, data: tuple[tuple[str, Any], ...]) -> Any:
     return type(message)(message.failure, data, message.alone)
 
 
-def _leave_out_the_runner(error: BaseException) -> None:
-    """Let the traceback begin with the application's own code, where it has any."""
-    traceback = error.__traceback__
-    if traceback is not None and traceback.tb_next is not None:
-        error.__traceback__ = traceback.tb_next
+def _is_light(job: Job) -> bool:
+    """Tell whether a worker is needed for an instant only, when it no longer waits."""
+    return job.parent is None and not job.callbacks
 
 
-def _fresh(arguments: Any) -> Any:
-    """Return a copy for one attempt, so that what it does to them is nobody else's."""
-    values = arguments.values() if isinstance(arguments, dict) else arguments
-    return arguments if all(map(is_plain, values)) else copied(arguments)
-
-
-def _check_result(job: Job, result: Any) -> None:
-    """Raise `NotStorableError` here, where it is an error of the callable, not of the commit."""
-    if isinstance(result, Job):
-        raise NotStorableError(
-            f"{job!r} returned the job {result!r}, which this version does not wait for: "
-            "return its ref, or let a callback do what follows"
-        )
-    if not is_plain(result):
-        check_value(result, f"the result of {job!r}")
+def _end_internal(internal: InternalJob) -> None:
+    if internal.status is not Status.COMPLETED:
+        internal._begin()
+        internal._end(None)
+        internal._complete()
 
 
 def _failure_level(job: Job) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 pytest_plugins = [
     "support.application",
+    "support.coroutines",
     "support.desk",
     "support.installed",
     "support.leftovers",

@@ -259,7 +259,6 @@ def _renamed_method() -> Any:
         (lambda: "a".upper, "belongs to an object.*give a module-level function"),
         (lambda: original, "is now .* instead of .*give it a name of its own"),
         (_renamed_method, "under the name 'wrapper'.*give it a name of its own"),
-        (lambda: coroutine, "coroutine function.*give a plain function"),
         (lambda: 5, "cannot be called: give a function"),
         (lambda: functools.partial(lambda: None), "lambda"),
     ],

@@ -13,6 +13,7 @@ import pytest
 from perdure.actors import start
 from perdure.model import Job, JobFailedError, Status, check, find_job, get_queue
 from support import jobs
+from support.coroutines import count_and_hang
 from support.jobs import Counter, calls
 from support.manual_clock import ManualClock
 from support.processes import Child
@@ -133,4 +134,27 @@ def test_the_interpreter_ends_although_nobody_stopped_the_system(uri: str, child
     with start(uri, {"": 0}, poll_interval=HOUR) as system:
         with system.transaction() as connection:
             assert get_queue(connection).dispatchers[system.uuid].active
+        assert check(system.database) == []
+
+
+@pytest.mark.spec("J9", "C4", "R6")
+def test_a_kill_interrupts_the_coroutines_that_wait(uri: str, child: Any) -> None:
+    with start(uri, {"": 0}, poll_interval=HOUR) as system, system.transaction() as connection:
+        queue = get_queue(connection)
+        counters = connection.root()["counters"] = [Counter() for _ in range(3)]
+        refs = [
+            queue.put(Job(count_and_hang, counter, f"begun {number}")).ref
+            for number, counter in enumerate(counters)
+        ]
+    killed = child("run")
+    assert killed.line().startswith("uuid")
+    assert sorted(killed.line() for _ in refs) == [f"begun {number}" for number in range(3)]
+    killed.process.send_signal(signal.SIGKILL)
+    assert killed.end() == -signal.SIGKILL
+    with start(uri, {"": 3}, poll_interval=HOUR) as system:
+        assert [system.result(ref, timeout=LIMIT) for ref in refs] == [1, 1, 1]
+        with system.transaction() as connection:
+            assert [counter.value for counter in connection.root()["counters"]] == [1] * 3
+            policies = [find_job(connection, ref)._policy for ref in refs]
+            assert [policy and policy.data["interruptions"] for policy in policies] == [1] * 3
         assert check(system.database) == []

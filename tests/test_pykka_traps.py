@@ -67,7 +67,10 @@ def raise_first(
 
 
 @pytest.mark.spec("D11")
-def test_a_claim_that_is_held_back_is_not_begun_when_it_is_sent_again(systems: Systems) -> None:
+def test_a_claim_that_is_held_back_is_not_begun_when_it_is_sent_again(
+    systems: Systems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AgentActor, "_fit", lambda agent: None)
     agent = AgentActor(systems.start()._context, "", "other", 0)
     held_back, other = Claimed(JobRef(1), 1), Claimed(JobRef(2), 1)
     agent._held_back.append(held_back)
