@@ -31,6 +31,7 @@ from perdure.actors.messages import (
     SystemState,
     UnknownMessageTold,
 )
+from perdure.model.logs import fields
 
 __all__ = ["SupervisorActor"]
 
@@ -46,6 +47,7 @@ class SupervisorActor(Actor):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context, name="supervisor")
+        self.log_fields = fields(dispatcher=str(context.uuid))
         self._context = context
         self._history = History()
         self._begun_monotonic = context.clock.monotonic()
