@@ -9,7 +9,7 @@ from ZEO.Exceptions import ClientDisconnected
 
 from perdure.actors.base import Actor
 from perdure.actors.context import Context
-from perdure.actors.outage import says_that_it_is_away
+from perdure.actors.outage import open_connection, says_that_it_is_away
 from perdure.model.logs import fields
 from perdure.model.retrying import OutageLog
 
@@ -39,7 +39,9 @@ class DatabaseActor(Actor):
         if says_that_it_is_away(self._context.database.storage):
             raise ClientDisconnected("the storage has no connection to its server")
         if self._connection is None:
-            self._connection = self._context.database.open(transaction_manager=self._manager)
+            self._connection = open_connection(
+                self._context.database, transaction_manager=self._manager
+            )
 
     def on_crash(self, error: BaseException) -> None:
         """Let go of the connection, whatever state it is in."""

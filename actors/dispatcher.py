@@ -90,7 +90,7 @@ class _AgentFault:
 
     agent: str
     claiming: bool
-    failure: Failure
+    error: Exception
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +325,7 @@ class DispatcherActor(DatabaseActor):
                 self._work_again_later()
                 return
             for fault in raised:
-                (failed if fault.claiming else left_out)[fault.agent] = fault.failure
+                (failed if fault.claiming else left_out)[fault.agent] = Failure(fault.error)
         self._dirty.discard(name)
         self._tell_left_out(name, left_out)
         if any(each.check(TransientError) for each in (*failed.values(), *left_out.values())):
@@ -406,7 +406,7 @@ class DispatcherActor(DatabaseActor):
             except Exception as error:
                 # The others are to go on without it; without the database nobody can.
                 if not is_disconnect(error):
-                    raised.append(_AgentFault(agent_name, False, Failure(error)))
+                    raised.append(_AgentFault(agent_name, False, error))
                 raise
             claimed = self._claim(agent, failed, raised)
             failure = failed.get(agent_name)
@@ -453,12 +453,12 @@ class DispatcherActor(DatabaseActor):
             # a conflict, each time that it is asked.
             except Exception as error:
                 if not is_disconnect(error):
-                    raised.append(_AgentFault(agent.name, True, Failure(error)))
+                    raised.append(_AgentFault(agent.name, True, error))
                 raise
             except BaseException as error:
                 text = f"the filter or chooser of {agent!r} raised {error!r}"
                 unwanted = PerdureError(text)
-                raised.append(_AgentFault(agent.name, True, Failure(unwanted)))
+                raised.append(_AgentFault(agent.name, True, unwanted))
                 raise unwanted from error
             if job is None:
                 return claimed
@@ -723,8 +723,8 @@ class DispatcherActor(DatabaseActor):
 
         def keep() -> None:
             results.clear()
-            self._connect()
             try:
+                self._connect()
                 results.append(call())
             except Exception as error:
                 raised.append(error)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from ZEO.Exceptions import ClientDisconnected
+
 from perdure.model.clock import Clock
 
-__all__ = ["Outage", "answers", "says_that_it_is_away"]
+__all__ = ["Outage", "answers", "open_connection", "says_that_it_is_away"]
 
 PROBE_INTERVAL = timedelta(seconds=1)
 """So often it is looked whether the database is back."""
@@ -36,6 +38,16 @@ def answers(storage: Any) -> bool:
     except Exception:
         return False
     return True
+
+
+def open_connection(database: Any, **settings: Any) -> Any:
+    """Open a connection of a `ZODB.DB`; raises `ClientDisconnected` where that is away.
+
+    One that cannot be opened after all is lost to the pool, so that it is asked first.
+    """
+    if not answers(database.storage):
+        raise ClientDisconnected("the storage does not answer")
+    return database.open(**settings)
 
 
 class Outage:

@@ -20,6 +20,7 @@ from perdure.actors.messages import (
     Wake,
     WorkerLost,
 )
+from perdure.actors.outage import open_connection
 from perdure.model.errors import JobNotFoundError, ReassignedError, StopRequested
 from perdure.model.failure import Failure
 from perdure.model.internal import InternalJob
@@ -176,7 +177,7 @@ class WorkerActor(Actor):
                 transaction.abort()
                 transaction.begin()
                 if self._own_connection() is None:
-                    self._connection = self._context.database.open()
+                    self._connection = open_connection(self._context.database)
                 return find_job(self._connection, ref)
             except JobNotFoundError:
                 return None

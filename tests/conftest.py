@@ -7,6 +7,7 @@ pytest_plugins = [
     "support.desk",
     "support.installed",
     "support.leftovers",
+    "support.losable",
     "support.quickness",
     "support.spec_lines",
     "support.systems",
