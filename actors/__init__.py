@@ -26,7 +26,9 @@ from perdure.actors.messages import (
     StatisticsAsked,
     StatusAsked,
     StatusReport,
+    Subscribe,
     SystemState,
+    Unsubscribe,
 )
 from perdure.actors.supervisor import SupervisorActor
 from perdure.actors.system import ActorSystem, start
@@ -53,8 +55,10 @@ __all__ = [
     "StatisticsAsked",
     "StatusAsked",
     "StatusReport",
+    "Subscribe",
     "SupervisorActor",
     "SystemState",
+    "Unsubscribe",
     "WorkerActor",
     "start",
 ]

@@ -28,9 +28,12 @@ from perdure.actors.messages import (
     StatusAsked,
     StatusReport,
     StopTree,
+    Subscribe,
     SystemState,
     UnknownMessageTold,
+    Unsubscribe,
 )
+from perdure.actors.subscriptions import Subscriptions
 from perdure.model.logs import fields
 
 __all__ = ["SupervisorActor"]
@@ -56,6 +59,7 @@ class SupervisorActor(Actor):
         self._degraded: list[str] = []
         self._children: dict[str, Any] = {}
         self._leaving: list[Any] = []
+        self._subscriptions = Subscriptions(context.database)
         # Before it begins, so that it hears of a crash in that.
         context.directory.set("supervisor", self.actor_ref)
 
@@ -67,6 +71,10 @@ class SupervisorActor(Actor):
                 self._add(role, kind.start(context))
                 # There even before it has begun, for whoever asks or stops right away.
                 context.directory.set(role, self._children[role])
+
+    def on_stop(self) -> None:
+        """Let nobody be told of events any more."""
+        self._subscriptions.end_all()
 
     # The tree.
 
@@ -112,6 +120,16 @@ class SupervisorActor(Actor):
     @handles(UnknownMessageTold)
     def _unknown_told(self, message: UnknownMessageTold) -> None:
         """It was logged by the actor that was told."""
+
+    # Events.
+
+    @handles(Subscribe)
+    def _subscribe(self, message: Subscribe) -> None:
+        self._subscriptions.begin(message.actor, message.kinds)
+
+    @handles(Unsubscribe)
+    def _unsubscribe(self, message: Unsubscribe) -> None:
+        self._subscriptions.end(message.actor)
 
     # History and questions.
 

@@ -43,7 +43,14 @@ from perdure.model.errors import (
     UnknownSettingError,
 )
 from perdure.model.failure import Failure, FailureLimits, Frame
-from perdure.model.happenings import DispatcherEvent, Happening, subscribe
+from perdure.model.happenings import (
+    DispatcherEvent,
+    Event,
+    Happening,
+    JobEvent,
+    QueueEvent,
+    subscribe,
+)
 from perdure.model.job import Job
 from perdure.model.listing import job_statistics, last_job, list_jobs, next_job
 from perdure.model.moved import aliases, class_factory, remove_alias, set_alias
@@ -110,6 +117,7 @@ __all__ = [
     "DispatcherStatus",
     "Dispatchers",
     "Environment",
+    "Event",
     "Failure",
     "FailureError",
     "FailureLimits",
@@ -121,6 +129,7 @@ __all__ = [
     "Job",
     "JobDetails",
     "JobErrored",
+    "JobEvent",
     "JobFailedError",
     "JobList",
     "JobNotFoundError",
@@ -135,6 +144,7 @@ __all__ = [
     "PerdureError",
     "PutInDoubtError",
     "Queue",
+    "QueueEvent",
     "QueueNotFoundError",
     "QueueStatus",
     "Queues",

@@ -106,11 +106,14 @@ class Runner:
         cannot be loaded raises what loading it raises, a connection that the job has closed
         `ConnectionStateError`.
         """
+        with placed(**fields(root)):
+            self._run_fenced(root, args, dict(kwargs or {}))
+
+    def _run_fenced(self, root: Job, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         fence = self._fence = Fence(root)
         self._manager.registerSynch(fence)
         try:
-            with placed(**fields(root)):
-                self._run(root, args, dict(kwargs or {}))
+            self._run(root, args, kwargs)
         except _Lost as lost:
             self._abort()
             events.error("%s", lost, extra=fields(root))
