@@ -114,6 +114,8 @@ class _AgentState:
     """What was claimed since the last poll."""
     told: str = ""
     """With what its filter or chooser failed, as the log knows already."""
+    stuck: str = ""
+    """With what settling failed, as the log knows already."""
 
 
 @dataclass
@@ -342,6 +344,8 @@ class DispatcherActor(DatabaseActor):
                 self._context.report(AgentJoined(name, agent_name, report.size))
             self._tell_failure(name, agent_state, report, failed.get(agent_name))
             ran, lost = done[agent_name]
+            if settle_all or ran or lost:
+                agent_state.stuck = ""
             agent_state.ran = [claim for claim in agent_state.ran if claim not in ran]
             agent_state.lost = [claim for claim in agent_state.lost if claim not in lost]
             if not agent_state.ready:
@@ -372,8 +376,8 @@ class DispatcherActor(DatabaseActor):
         """Log with what settling failed, once for each change."""
         for agent, failure in left_out.items():
             state = self._queues[name].agents[agent]
-            if state.told != str(failure):
-                state.told = str(failure)
+            if state.stuck != str(failure):
+                state.stuck = str(failure)
                 events.error(
                     "what agent %r of queue %r has run cannot be settled, and it claims no more; "
                     "this is tried at each poll, and logged when it changes:\n%s",

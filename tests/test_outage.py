@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,8 +253,9 @@ def test_where_the_storage_knows_that_it_is_away_nothing_waits_for_it(
 @pytest.mark.process
 @pytest.mark.spec("D9", "C2")
 def test_a_server_that_is_killed_and_started_again_needs_nothing_else_to_be_started(
-    server: Server, systems: Systems, monkeypatch: pytest.MonkeyPatch
+    server: Server, systems: Systems, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where the identity goes
     # So that only the question to the storage can notice the return.
     monkeypatch.setattr("perdure.actors.outage.STEP", HOUR)
     monkeypatch.setattr("perdure.actors.outage.LONGEST_PAUSE", HOUR)
