@@ -27,7 +27,9 @@ from perdure.actors.messages import (
     StatisticsAsked,
     StatusAsked,
     StatusReport,
+    Subscribe,
     SystemState,
+    Unsubscribe,
 )
 from perdure.actors.supervisor import SupervisorActor
 from perdure.actors.system import ActorSystem, start
@@ -55,8 +57,10 @@ __all__ = [
     "StatisticsAsked",
     "StatusAsked",
     "StatusReport",
+    "Subscribe",
     "SupervisorActor",
     "SystemState",
+    "Unsubscribe",
     "WorkerActor",
     "active_processes",
     "ask_process",

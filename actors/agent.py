@@ -66,6 +66,7 @@ class AgentActor(Actor):
 
     def __init__(self, context: Context, queue: str, agent: str, size: int) -> None:
         super().__init__(context, name=agent_role(queue, agent))
+        self.log_fields = fields(queue=queue, agent=agent, dispatcher=str(context.uuid))
         self._context = context
         self._queue = queue
         self._agent = agent
@@ -254,7 +255,7 @@ class AgentActor(Actor):
         events.error(
             "%s: job %s is interrupted, which is reported in %d s; another worker goes on",
             self.name, claim.ref, seconds,
-            extra=fields(queue=self._queue, agent=self._agent),
+            extra=fields() | {"job": str(claim.ref)},
         )  # fmt: skip
         self._fit()
 

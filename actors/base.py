@@ -44,11 +44,9 @@ from perdure.model.errors import (
     StopRequested,
     UnknownMessageError,
 )
+from perdure.model.logs import events, place, trace
 
 __all__ = ["Actor", "ActorContext", "acts_for", "handles"]
-
-events = logging.getLogger("perdure.events")
-trace = logging.getLogger("perdure.trace")
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -113,6 +111,9 @@ class Actor(pykka.ThreadingActor):
     """The pause after the first crash; it doubles with each crash in the window."""
 
     longest_restart_pause: ClassVar[timedelta] = timedelta(seconds=60)
+
+    log_fields: Mapping[str, str] = MappingProxyType({})
+    """What the log records of its thread carry; to be set, if at all, in `__init__`."""
 
     _handlers: ClassVar[Mapping[type[Any], str]] = MappingProxyType({})
 
@@ -201,6 +202,7 @@ class Actor(pykka.ThreadingActor):
         """Live: what the actor's thread runs."""
         stop: Envelope[Any] | None = None
         _acting_for.set(self.context)
+        place(**self.log_fields)
         try:
             self._begin()
             while stop is None:

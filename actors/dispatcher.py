@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import transaction
+from transaction.interfaces import TransientError
+from ZEO.Exceptions import ClientDisconnected
 
 from perdure.actors.base import handles
 from perdure.actors.context import Context, agent_role
@@ -36,6 +37,7 @@ from perdure.actors.messages import (
     StopClaiming,
     Wake,
 )
+from perdure.actors.outage import PROBE_INTERVAL, Outage
 from perdure.model.agent import Agent
 from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.errors import PerdureError, UnknownSettingError
@@ -46,14 +48,15 @@ from perdure.model.moments import microseconds, moment
 from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
 from perdure.model.ref import JobRef, find_job
-from perdure.model.retrying import try_five_times
+from perdure.model.retrying import is_disconnect, try_five_times
 from perdure.model.suspension import is_light
 
 __all__ = ["DispatcherActor"]
 
 T = TypeVar("T")
 
-DISCONNECTED_PAUSE = timedelta(seconds=1)
+FAILED_PAUSE = timedelta(seconds=1)
+"""After this what failed is tried again, where the database is not away."""
 SHORTEST_WAIT = timedelta(milliseconds=10)
 """So often at most it works because something comes due."""
 
@@ -75,6 +78,20 @@ class _Work:
 @dataclass(frozen=True, slots=True)
 class _WorkAgain:
     """Try again what the database did not let us do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """Look whether the database is back."""
+
+
+@dataclass(frozen=True, slots=True)
+class _AgentFault:
+    """What failed for one agent: claiming, or else settling what was run."""
+
+    agent: str
+    claiming: bool
+    error: Exception
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +117,8 @@ class _AgentState:
     """What was claimed since the last poll."""
     told: str = ""
     """With what its filter or chooser failed, as the log knows already."""
+    stuck: str = ""
+    """With what settling failed, as the log knows already."""
 
 
 @dataclass
@@ -131,6 +150,7 @@ class DispatcherActor(DatabaseActor):
         self._claiming = True
         self._deactivated = False
         self._last_poll: tuple[QueuePoll, ...] | None = None
+        self._outage = Outage(context.database.storage, context.clock)
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -138,6 +158,9 @@ class DispatcherActor(DatabaseActor):
         self._work_is_due = False
         self._due_timer: Any = None
         self._again_timer: Any = None
+        self._poll_timer: Any = None
+        self._outage.over()
+        self._away = False
 
     # The life of the actor.
 
@@ -261,6 +284,9 @@ class DispatcherActor(DatabaseActor):
     @handles(_Work)
     def _work(self, message: _Work) -> None:
         self._work_is_due = False
+        if self._outage.lasts:
+            # The poll at its end sees to everything.
+            return
         dirty, self._dirty = sorted(self._dirty), set()
         for name in dirty:
             state = self._queues.get(name)
@@ -276,20 +302,23 @@ class DispatcherActor(DatabaseActor):
         state = self._queues[name]
         begun = microseconds(self._clock.now())
         failed: dict[str, Failure] = {}
+        left_out: dict[str, Failure] = {}
         while True:
-            done = {agent: (list(s.ran), list(s.lost)) for agent, s in state.agents.items()}
-            raised: list[tuple[str, Failure]] = []
+            done = {
+                agent: (list(s.ran), list(s.lost))
+                for agent, s in state.agents.items()
+                if agent not in left_out
+            }
+            raised: list[_AgentFault] = []
 
             def work(
                 done: dict[str, tuple[list[Claimed], list[Claimed]]] = done,
-                raised: list[tuple[str, Failure]] = raised,
+                raised: list[_AgentFault] = raised,
             ) -> dict[str, tuple[list[Claimed], AgentPoll]]:
                 raised.clear()
                 return self._work_agents(name, done, failed, raised, settle_all)
 
-            def is_the_agents(
-                error: Exception, raised: list[tuple[str, Failure]] = raised
-            ) -> bool:
+            def is_the_agents(error: Exception, raised: list[_AgentFault] = raised) -> bool:
                 return bool(raised)
 
             worked = self._commit(work, logged=is_the_agents)
@@ -300,7 +329,13 @@ class DispatcherActor(DatabaseActor):
                 self._dirty.add(name)
                 self._work_again_later()
                 return
-            failed.update(raised)
+            for fault in raised:
+                (failed if fault.claiming else left_out)[fault.agent] = Failure(fault.error)
+        self._dirty.discard(name)
+        self._tell_left_out(name, left_out)
+        if any(each.check(TransientError) for each in (*failed.values(), *left_out.values())):
+            self._dirty.add(name)
+            self._work_again_later()
         state.worked = begun
         self._context.watch.set(state.oid, state.watched)
         for agent_name, (claims, report) in worked.items():
@@ -312,6 +347,8 @@ class DispatcherActor(DatabaseActor):
                 self._context.report(AgentJoined(name, agent_name, report.size))
             self._tell_failure(name, agent_state, report, failed.get(agent_name))
             ran, lost = done[agent_name]
+            if settle_all or ran or lost:
+                agent_state.stuck = ""
             agent_state.ran = [claim for claim in agent_state.ran if claim not in ran]
             agent_state.lost = [claim for claim in agent_state.lost if claim not in lost]
             agent_state.asynchronous = {claim for claim in claims if claim.asynchronous}
@@ -340,12 +377,24 @@ class DispatcherActor(DatabaseActor):
             # It was asked, and all was well.
             state.told = ""
 
+    def _tell_left_out(self, name: str, left_out: dict[str, Failure]) -> None:
+        """Log with what settling failed, once for each change."""
+        for agent, failure in left_out.items():
+            state = self._queues[name].agents[agent]
+            if state.stuck != str(failure):
+                state.stuck = str(failure)
+                events.error(
+                    "what agent %r of queue %r has run cannot be settled, and it claims no more; "
+                    "this is tried at each poll, and logged when it changes:\n%s",
+                    agent, name, failure.traceback(), extra=fields(queue=name, agent=agent),
+                )  # fmt: skip
+
     def _work_agents(
         self,
         name: str,
         done: dict[str, tuple[list[Claimed], list[Claimed]]],
         failed: dict[str, Failure],
-        raised: list[tuple[str, Failure]],
+        raised: list[_AgentFault],
         settle_all: bool,
     ) -> dict[str, tuple[list[Claimed], AgentPoll]]:
         record = self._record(name)
@@ -359,19 +408,17 @@ class DispatcherActor(DatabaseActor):
             agent = record.get(agent_name)
             if agent is None:
                 continue
-            before = len(agent)
-            state = self._queues[name].agents[agent_name]
-            held = dict(zip((Claimed(*each) for each in agent.claims()), agent, strict=True))
-            for claim in lost:
-                # Another claim of the same job is another worker's.
-                if claim in held:
-                    agent.interrupt(held[claim])
-            if settle_all:
-                agent.settle_all()
-            for claim in ran:
-                agent.settle(claim.ref, claim.number)
-            claimed, asynchronous = self._claim(agent, failed, raised)
             watched.add(agent._p_oid)
+            state = self._queues[name].agents[agent_name]
+            try:
+                before = len(agent)
+                self._settle(agent, ran, lost, settle_all)
+            except Exception as error:
+                # The others are to go on without it; without the database nobody can.
+                if not is_disconnect(error):
+                    raised.append(_AgentFault(agent_name, False, error))
+                raise
+            claimed, asynchronous = self._claim(agent, failed, raised)
             failure = failed.get(agent_name)
             if str(failure) != str(agent.failure):
                 agent.failure = failure
@@ -393,8 +440,21 @@ class DispatcherActor(DatabaseActor):
         self._queues[name].watched = record.queue.telling_oids() | watched
         return worked
 
+    def _settle(
+        self, agent: Agent, ran: list[Claimed], lost: list[Claimed], settle_all: bool
+    ) -> None:
+        held = dict(zip((Claimed(*each) for each in agent.claims()), agent, strict=True))
+        for claim in lost:
+            # Another claim of the same job is another worker's.
+            if claim in held:
+                agent.interrupt(held[claim])
+        if settle_all:
+            agent.settle_all()
+        for claim in ran:
+            agent.settle(claim.ref, claim.number)
+
     def _claim(
-        self, agent: Agent, failed: dict[str, Failure], raised: list[tuple[str, Failure]]
+        self, agent: Agent, failed: dict[str, Failure], raised: list[_AgentFault]
     ) -> tuple[list[JobRef], set[JobRef]]:
         """Claim what there is room for; return that, and what of it is asynchronous."""
         claimed: list[JobRef] = []
@@ -405,16 +465,16 @@ class DispatcherActor(DatabaseActor):
         while True:
             try:
                 job = agent.claim_job()
-            except transaction.interfaces.TransientError:
-                raise
-            # A filter or a chooser is the application's code, which may raise anything.
+            # A filter or a chooser is the application's code, which may raise anything: also
+            # a conflict, each time that it is asked.
             except Exception as error:
-                raised.append((agent.name, Failure(error)))
+                if not is_disconnect(error):
+                    raised.append(_AgentFault(agent.name, True, error))
                 raise
             except BaseException as error:
                 text = f"the filter or chooser of {agent!r} raised {error!r}"
                 unwanted = PerdureError(text)
-                raised.append((agent.name, Failure(unwanted)))
+                raised.append(_AgentFault(agent.name, True, unwanted))
                 raise unwanted from error
             if job is None:
                 return claimed, asynchronous
@@ -423,8 +483,8 @@ class DispatcherActor(DatabaseActor):
                 asynchronous.add(job.ref)
 
     def _work_again_later(self) -> None:
-        if self._again_timer is None:
-            self._again_timer = self.tell_later(_WorkAgain(), DISCONNECTED_PAUSE)
+        if self._again_timer is None and not self._outage.lasts:
+            self._again_timer = self.tell_later(_WorkAgain(), FAILED_PAUSE)
 
     @handles(_WorkAgain)
     def _work_again(self, message: _WorkAgain) -> None:
@@ -466,11 +526,25 @@ class DispatcherActor(DatabaseActor):
     def _poll_and_go_on(self) -> None:
         pause = self._context.settings.poll_interval
         if not self._poll():
-            pause = min(pause, DISCONNECTED_PAUSE)
-        self.tell_later(_Poll(), pause)
+            pause = min(pause, FAILED_PAUSE)
+        if not self._outage.lasts:
+            self._poll_later(pause)
+
+    def _poll_later(self, pause: timedelta) -> None:
+        if self._poll_timer is not None:
+            self.cancel_later(self._poll_timer)
+        self._poll_timer = self.tell_later(_Poll(), pause)
 
     def _poll(self) -> bool:
-        """Do what is done at each poll, queue by queue; tell whether the database let us."""
+        """Do what is done at each poll; tell whether the database let us."""
+        self._away = False
+        answered = self._poll_queues()
+        if self._outage.lasts and not self._away:
+            self._outage.over()
+            self._poll_later(self._context.settings.poll_interval)
+        return answered and not self._away
+
+    def _poll_queues(self) -> bool:
         if self._deactivated:
             return True
         names = self._commit(self._names_to_serve)
@@ -494,7 +568,7 @@ class DispatcherActor(DatabaseActor):
                 if self._context.directory.get(agent_role(name, agent)) is not None:
                     agent_state.ready = True
                 agent_state.sent.clear()
-            if state.ours:
+            if state.ours and not self._away:
                 self._join_agents(name, state)
                 self._look_after(name)
                 self._work_queue(name, settle_all=True)
@@ -502,7 +576,7 @@ class DispatcherActor(DatabaseActor):
         self._wake_when_due()
         poll = tuple(reports)
         if poll != self._last_poll:
-            trace.debug("poll: %s", poll, extra=fields(dispatcher=str(self._context.uuid)))
+            trace.debug("poll: %s", poll)
             self._last_poll = poll
         self._context.report(PollDone(self._clock.now(), poll))
         return answered
@@ -545,7 +619,7 @@ class DispatcherActor(DatabaseActor):
         if self._is_ours(record):
             record.ping()
             return ""
-        extra = fields(queue=record.queue.name, dispatcher=str(context.uuid))
+        extra = fields(queue=record.queue.name)
         if record.active:
             if not record.ended(context.incarnation):
                 text = f"{record!r} is active since {record.activated}, and its process may live"
@@ -602,9 +676,12 @@ class DispatcherActor(DatabaseActor):
             if sibling is not None and sibling.ended(self._context.incarnation):
                 events.warning(
                     "%r is dead: its jobs are seen to", sibling,
-                    extra=fields(queue=name, dispatcher=str(self._context.uuid)),
+                    extra=fields(queue=name),
                 )  # fmt: skip
                 sibling.deactivate()
+
+        def tidy() -> None:
+            queue: Queue = find_queues(self._connection)[name]
             now = self._clock.now()
             queue.dispatchers.forget_old(now)
             queue.sweep_inboxes()
@@ -613,6 +690,32 @@ class DispatcherActor(DatabaseActor):
                     agent.forget(now)
 
         self._commit(look)
+        self._commit(tidy)
+
+    # The database is away.
+
+    def _lose_database(self) -> None:
+        """Begin to wait for the database, unless that is done already."""
+        self._away = True
+        if self._outage.lasts:
+            return
+        self._outage.failed()
+        for timer in (self._poll_timer, self._again_timer):
+            if timer is not None:
+                self.cancel_later(timer)
+        self._poll_timer = self._again_timer = None
+        self.tell_later(_Probe(), PROBE_INTERVAL)
+
+    @handles(_Probe)
+    def _probe(self, message: _Probe) -> None:
+        if not self._outage.lasts:
+            return
+        if self._outage.is_to_be_tried():
+            self._poll_and_go_on()
+            if self._outage.lasts:
+                self._outage.failed()
+        if self._outage.lasts:
+            self.tell_later(_Probe(), PROBE_INTERVAL)
 
     # The database.
 
@@ -638,8 +741,8 @@ class DispatcherActor(DatabaseActor):
 
         def keep() -> None:
             results.clear()
-            self._connect()
             try:
+                self._connect()
                 results.append(call())
             except Exception as error:
                 raised.append(error)
@@ -650,10 +753,12 @@ class DispatcherActor(DatabaseActor):
             keep,
             "a dispatcher's transaction",
             self._manager,
-            logged=lambda error: self._outage(error) or logged(error),
+            logged=lambda error: self._outage_log(error) or logged(error),
         )
         if not isinstance(outcome, Failure):
             return results[0]
+        if outcome.check(ClientDisconnected):
+            self._lose_database()
         if raises:
             raise raised[-1] if raised else PerdureError(f"the database refused: {outcome}")
         return None

@@ -44,7 +44,7 @@ class HeartbeatActor(DatabaseActor):
 
     @handles(_Beat)
     def _beat(self, message: _Beat) -> None:
-        try_five_times(self._ping, "giving a sign of life", self._manager, logged=self._outage)
+        try_five_times(self._ping, "giving a sign of life", self._manager, logged=self._outage_log)
         self.tell_later(_Beat(), self._interval())
 
     def _ping(self) -> None:

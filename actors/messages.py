@@ -11,7 +11,11 @@ import enum
 import uuid as uuids
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
+import pykka
+
+from perdure.model.happenings import Event
 from perdure.model.policy import (
     CommitErrored,
     GiveUp,
@@ -65,8 +69,10 @@ __all__ = [
     "StatusReport",
     "StopClaiming",
     "StopTree",
+    "Subscribe",
     "SystemState",
     "UnknownMessageTold",
+    "Unsubscribe",
     "Wake",
     "WorkerLost",
 ]
@@ -476,6 +482,34 @@ class Statistics:
     longest_successful: tuple[str, timedelta] | None
     shortest_failed: tuple[str, timedelta] | None
     longest_failed: tuple[str, timedelta] | None
+
+
+# Events: an actor of the application's -> the supervisor, which subscribes for it to what this
+# process commits; from then on that actor is told the events of `perdure.model`, by whatever
+# thread has committed them. An event that gets lost is not told again: what became of a job,
+# or of a dispatcher, is in the database.
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Tell an actor, after each commit of this process, the events that it brought.
+
+    `actor` is a Pykka reference, such as `self.actor_ref`; the events are told as they are.
+    `kinds` says of which classes, as for `perdure.model.subscribe`; a later message for the
+    same actor replaces it. It ends with `Unsubscribe`, and when the actor or the system stops.
+    Asked, it is answered when it holds, and raises `TypeError` for what is no reference or no
+    kind of event.
+    """
+
+    actor: pykka.ActorRef[Any]
+    kinds: type[Event] | tuple[type[Event], ...] = Event
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    """Tell an actor no more events; nothing happens where it was told none."""
+
+    actor: pykka.ActorRef[Any]
 
 
 # Supervision: an actor → whoever its context reports to, the moment it happens. Nothing

@@ -7,7 +7,6 @@ one can wait for the actor's thread.
 
 from __future__ import annotations
 
-import logging
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast, overload
 
@@ -15,10 +14,9 @@ import pykka
 from pykka._envelope import Envelope
 
 from perdure.actors.execution import Execution, Inbox, ThreadHandle
+from perdure.model.logs import trace
 
 __all__ = ["Ref"]
-
-trace = logging.getLogger("perdure.trace")
 
 A = TypeVar("A", bound=pykka.Actor)
 

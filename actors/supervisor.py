@@ -32,9 +32,13 @@ from perdure.actors.messages import (
     StatusAsked,
     StatusReport,
     StopTree,
+    Subscribe,
     SystemState,
     UnknownMessageTold,
+    Unsubscribe,
 )
+from perdure.actors.subscriptions import Subscriptions
+from perdure.model.logs import fields
 
 __all__ = ["SupervisorActor"]
 
@@ -58,6 +62,7 @@ class SupervisorActor(Actor):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context, name="supervisor")
+        self.log_fields = fields(dispatcher=str(context.uuid))
         self._context = context
         self._history = History()
         self._begun_monotonic = context.clock.monotonic()
@@ -66,6 +71,7 @@ class SupervisorActor(Actor):
         self._degraded: list[str] = []
         self._children: dict[str, Any] = {}
         self._leaving: list[Any] = []
+        self._subscriptions = Subscriptions(context.database)
         # Before it begins, so that it hears of a crash in that.
         context.directory.set("supervisor", self.actor_ref)
 
@@ -77,6 +83,10 @@ class SupervisorActor(Actor):
                 self._add(role, kind.start(context))
                 # There even before it has begun, for whoever asks or stops right away.
                 context.directory.set(role, self._children[role])
+
+    def on_stop(self) -> None:
+        """Let nobody be told of events any more."""
+        self._subscriptions.end_all()
 
     # The tree.
 
@@ -122,6 +132,16 @@ class SupervisorActor(Actor):
     @handles(UnknownMessageTold)
     def _unknown_told(self, message: UnknownMessageTold) -> None:
         """It was logged by the actor that was told."""
+
+    # Events.
+
+    @handles(Subscribe)
+    def _subscribe(self, message: Subscribe) -> None:
+        self._subscriptions.begin(message.actor, message.kinds)
+
+    @handles(Unsubscribe)
+    def _unsubscribe(self, message: Unsubscribe) -> None:
+        self._subscriptions.end(message.actor)
 
     # History and questions.
 

@@ -52,7 +52,7 @@ from perdure.model.failure import Failure
 from perdure.model.incarnation import Identity, acquire_identity
 from perdure.model.job import Job
 from perdure.model.lane import Lane
-from perdure.model.logs import events
+from perdure.model.logs import events, placed
 from perdure.model.pool import change_pool_size
 from perdure.model.queues import get_queue, install
 from perdure.model.ref import JobRef, find_job
@@ -420,7 +420,8 @@ class ActorSystem:
         with self._lock:
             try:
                 if not self._stopped.is_set():
-                    self._stop(drain)
+                    with placed(dispatcher=str(self.uuid)):
+                        self._stop(drain)
             finally:
                 self._stopped.set()
                 self._context.results.announce_all()

@@ -20,13 +20,14 @@ from perdure.actors.messages import (
     Wake,
     WorkerLost,
 )
+from perdure.actors.outage import open_connection
 from perdure.model.errors import JobNotFoundError, ReassignedError, StopRequested
 from perdure.model.failure import Failure
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
-from perdure.model.logs import events, fields, trace
+from perdure.model.logs import events, fields, placed, trace
 from perdure.model.ref import JobRef, find_job
-from perdure.model.retrying import is_away
+from perdure.model.retrying import is_away, tell_of_wait
 from perdure.model.running import Runner
 from perdure.model.saferepr import survive
 from perdure.model.status import Status
@@ -35,6 +36,7 @@ from perdure.model.suspension import Ended
 __all__ = ["WorkerActor"]
 
 LONGEST_TEXT = 10_000
+_LOST = (Status.PENDING, Status.ASSIGNED, Status.ACTIVE)
 PAUSE_SECONDS = 5
 LONGEST_PAUSE_SECONDS = 60
 
@@ -50,6 +52,7 @@ class WorkerActor(Actor):
         self._context = context
         self._queue = queue
         self._agent = agent
+        self.log_fields = fields(queue=queue, agent=agent, dispatcher=str(context.uuid))
         self._connection: Any = None
         self._queue_oid = b""
         self._frees_places = False
@@ -81,6 +84,10 @@ class WorkerActor(Actor):
 
     @handles(RunJob)
     def _run(self, message: RunJob) -> None:
+        with placed(job=str(message.claim.ref)):
+            self._run_or_leave(message)
+
+    def _run_or_leave(self, message: RunJob) -> None:
         self._context.activity.begin()
         try:
             # Looked at after it was counted: whoever stops sees the one or the other.
@@ -96,10 +103,7 @@ class WorkerActor(Actor):
             if isinstance(error, StopRequested) and self._context.stop.is_set():
                 self._tell_agent(JobRan(self.name, message.claim, Outcome.STOPPED))
                 return
-            events.error(
-                "%s is lost to %r", self.name, error, exc_info=True,
-                extra=fields(queue=self._queue, agent=self._agent),
-            )  # fmt: skip
+            events.error("%s is lost to %r", self.name, error, exc_info=True, extra=fields())
             closed = self._connection is not None and self._own_connection() is None
             fault = isinstance(error, Exception) and not closed
             self._tell_agent(WorkerLost(self.name, message.claim, repr(error), fault))
@@ -133,6 +137,11 @@ class WorkerActor(Actor):
         if job is None or job._claim != claim.number or job._agent is None:
             if resumed is not None:
                 self._tell_reassigned(claim.ref)
+            elif job is not None and job.status in _LOST:
+                events.error(
+                    "%r was taken from %s before it began: it is left alone",
+                    job, self.name, extra=fields(),
+                )  # fmt: skip
             return Outcome.REASSIGNED
         if job.status is not Status.ASSIGNED and resumed is None:
             events.error(
@@ -193,7 +202,7 @@ class WorkerActor(Actor):
                 transaction.abort()
                 transaction.begin()
                 if self._own_connection() is None:
-                    self._connection = self._context.database.open()
+                    self._connection = open_connection(self._context.database)
                 return find_job(self._connection, ref)
             except JobNotFoundError:
                 return None
@@ -202,8 +211,7 @@ class WorkerActor(Actor):
                 if not is_away(error):
                     raise
                 failures += 1
-                if failures == 1 or failures % 10 == 0:
-                    events.info("%s waits for the database: %s", self.name, error)
+                tell_of_wait(f"{self.name} waits for the database", error, failures, fields())
                 seconds = min(LONGEST_PAUSE_SECONDS, failures * PAUSE_SECONDS)
                 self._context.stop.wait(timedelta(seconds=seconds))
 

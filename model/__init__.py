@@ -46,7 +46,14 @@ from perdure.model.errors import (
     UnknownSettingError,
 )
 from perdure.model.failure import Failure, FailureLimits, Frame
-from perdure.model.happenings import DispatcherEvent, Happening, subscribe
+from perdure.model.happenings import (
+    DispatcherEvent,
+    Event,
+    Happening,
+    JobEvent,
+    QueueEvent,
+    subscribe,
+)
 from perdure.model.job import Job
 from perdure.model.listing import job_statistics, last_job, list_jobs, next_job
 from perdure.model.moved import aliases, class_factory, remove_alias, set_alias
@@ -115,6 +122,7 @@ __all__ = [
     "DispatcherStatus",
     "Dispatchers",
     "Environment",
+    "Event",
     "Failure",
     "FailureError",
     "FailureLimits",
@@ -126,6 +134,7 @@ __all__ = [
     "Job",
     "JobDetails",
     "JobErrored",
+    "JobEvent",
     "JobFailedError",
     "JobList",
     "JobNotFoundError",
@@ -141,6 +150,7 @@ __all__ = [
     "ProcessNotReachableError",
     "PutInDoubtError",
     "Queue",
+    "QueueEvent",
     "QueueNotFoundError",
     "QueueStatus",
     "Queues",

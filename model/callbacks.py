@@ -18,6 +18,8 @@ class CallbackProxy(Job):
     by `Job.add_callbacks`; `success` and `failure` are the jobs of the two callbacks, or None.
     """
 
+    _owns_result = False
+
     job: Job | None = None
     """The one of the two that the outcome called for, once it is known."""
 

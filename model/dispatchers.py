@@ -13,9 +13,9 @@ from persistent import Persistent
 from perdure.model.agent import Agent
 from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
-from perdure.model.happenings import Happening, announce
+from perdure.model.happenings import Happening, announce, log_after_commit
 from perdure.model.incarnation import Incarnation, proved_dead
-from perdure.model.logs import events, fields
+from perdure.model.logs import fields
 
 if TYPE_CHECKING:
     from perdure.model.job import Job
@@ -70,10 +70,11 @@ class DispatcherRecord(Persistent):
         agent = Agent(name, self, size=size, filter=filter, chooser=chooser)
         self._agents[name] = agent
         self._p_changed = True
-        events.info(
-            "agent %r was added to %r", name, self,
-            extra=fields(queue=self.queue.name, agent=name, dispatcher=str(self.uuid)),
-        )  # fmt: skip
+        log_after_commit(
+            self.queue,
+            f"agent {name!r} was added to {self!r}",
+            **fields(queue=self.queue.name, agent=name, dispatcher=str(self.uuid)),
+        )
         return agent
 
     def remove_agent(self, name: str) -> None:
@@ -150,11 +151,7 @@ class DispatcherRecord(Persistent):
         self.activated = self.last_ping = clock_of(self.queue).now()
         self.incarnation = incarnation
         self.token = token
-        events.info(
-            "%r was activated", self,
-            extra=fields(queue=self.queue.name, dispatcher=str(self.uuid)),
-        )  # fmt: skip
-        announce(self.queue, Happening.ACTIVATED, self.uuid)
+        announce(self.queue, Happening.ACTIVATED, self.uuid, f"{self!r} was activated")
 
     def deactivate(self) -> None:
         """Say that the process works no more, and see to the jobs that it had.
@@ -171,11 +168,7 @@ class DispatcherRecord(Persistent):
         self.incarnation = None
         self.token = ""
         self.queue._wake_after_commit()
-        events.info(
-            "%r was deactivated", self,
-            extra=fields(queue=self.queue.name, dispatcher=str(self.uuid)),
-        )  # fmt: skip
-        announce(self.queue, Happening.DEACTIVATED, self.uuid)
+        announce(self.queue, Happening.DEACTIVATED, self.uuid, f"{self!r} was deactivated")
 
     def ping(self) -> bool:
         """Give a sign of life where the last one is old enough; tell whether it was.
@@ -220,11 +213,8 @@ class Dispatchers(Persistent):
             raise UnknownSettingError(f"{uuid} is registered with {self._queue!r} already")
         record = self._records[uuid] = DispatcherRecord(uuid, self._queue)
         self._p_changed = True
-        events.info(
-            "dispatcher %s was registered with %r", uuid, self._queue,
-            extra=fields(queue=self._queue.name, dispatcher=str(uuid)),
-        )  # fmt: skip
-        announce(self._queue, Happening.REGISTERED, uuid)
+        text = f"dispatcher {uuid} was registered with {self._queue!r}"
+        announce(self._queue, Happening.REGISTERED, uuid, text)
         return record
 
     def unregister(self, uuid: uuids.UUID) -> None:
@@ -244,7 +234,8 @@ class Dispatchers(Persistent):
         record._p_changed = True
         del self._records[uuid]
         self._p_changed = True
-        announce(self._queue, Happening.UNREGISTERED, uuid)
+        text = f"dispatcher {uuid} was unregistered from {self._queue!r}"
+        announce(self._queue, Happening.UNREGISTERED, uuid, text)
 
     def __getitem__(self, uuid: uuids.UUID) -> DispatcherRecord:
         if uuid not in self._records:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import re
 import secrets
@@ -25,10 +24,9 @@ from pathlib import Path
 from perdure.model.clock import Clock
 from perdure.model.errors import IdentityError
 from perdure.model.lockfile import SUPPORTED, LockFile
+from perdure.model.logs import events, fields
 
 __all__ = ["Identity", "Incarnation", "acquire_identity", "has_same_boot", "proved_dead"]
-
-events = logging.getLogger("perdure.events")
 
 ENVIRONMENT_VARIABLE = "PERDURE_UUID"
 FILE_NAME = "uuid.txt"
@@ -139,6 +137,7 @@ def acquire_identity(
         "; ".join(reasons),
         identifier,
         ENVIRONMENT_VARIABLE,
+        extra=fields(dispatcher=str(identifier)),
     )
     return Identity(identifier)
 

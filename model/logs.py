@@ -1,14 +1,18 @@
-"""The two loggers, and what every record about a job carries."""
+"""The two loggers, and what every record of theirs carries."""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import logging
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perdure.model.job import Job
 
-__all__ = ["SUCCEEDED", "events", "fields", "trace"]
+__all__ = ["SUCCEEDED", "events", "fields", "place", "placed", "trace"]
 
 events = logging.getLogger("perdure.events")
 """What an operator wants to see."""
@@ -19,21 +23,67 @@ trace = logging.getLogger("perdure.trace")
 # Without it, a program that has not set up logging would show the warnings on stderr.
 trace.addHandler(logging.NullHandler())
 
+_FIELDS = ("job", "queue", "agent", "dispatcher")
+
+_place: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar(
+    "perdure place of log records", default=MappingProxyType({})
+)
+
+
+class _Completion(logging.Filter):
+    """Gives a record the fields that it lacks: those of the place where it was made, or ""."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        known = _place.get()
+        for name in _FIELDS:
+            if not hasattr(record, name):
+                setattr(record, name, known.get(name, ""))
+        return True
+
+
+for _logger in (events, trace):
+    _logger.addFilter(_Completion())
+
+
+def place(**known: str) -> None:
+    """Let records that this thread makes from now on have these fields, unless told otherwise.
+
+    The fields are `job`, `queue`, `agent` and `dispatcher`.
+    """
+    _place.set({**_place.get(), **known})
+
+
+@contextlib.contextmanager
+def placed(**known: str) -> Iterator[None]:
+    """Do as `place`, for as long as the with statement lasts."""
+    token = _place.set({**_place.get(), **known})
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
 
 SUCCEEDED = "%r succeeded with %s"
 """The message of a job that has succeeded, by which others know it."""
 
 
 def fields(
-    job: Job | None = None, *, queue: str = "", agent: str = "", dispatcher: str = ""
+    job: Job | None = None,
+    *,
+    queue: str | None = None,
+    agent: str | None = None,
+    dispatcher: str | None = None,
 ) -> dict[str, Any]:
-    """Return the fields for a record's `extra`: job, queue, agent and dispatcher.
+    """Return the fields that are known, for a record's `extra` or for `placed`.
 
-    Never raises: a log call must not fail for a job that cannot be read.
+    What is missing is completed from the place where the record is made. Never raises: a
+    log call must not fail for a job that cannot be read.
     """
-    found = {"job": "", "queue": queue, "agent": agent, "dispatcher": dispatcher}
+    given = {"queue": queue, "agent": agent, "dispatcher": dispatcher}
+    found = {name: value for name, value in given.items() if value is not None}
     if job is None:
         return found
+    found["job"] = ""
     try:
         found["job"] = str(job.ref) if job._p_oid is not None else ""
         if job.queue is not None:

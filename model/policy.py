@@ -21,7 +21,7 @@ from ZODB.POSException import ConflictError
 
 from perdure.model.errors import UnknownSettingError
 from perdure.model.failure import Failure
-from perdure.model.logs import events, fields, trace
+from perdure.model.logs import events, fields
 
 if TYPE_CHECKING:
     from perdure.model.job import Job
@@ -187,37 +187,24 @@ class RetryCommonFourTimes(RetryPolicy):
         failure = message.failure
         if failure.check(ClientDisconnected):
             self.note("disconnect", failure)
-            return self._again("disconnect", self.count("disconnect"), None, step_seconds=5)
+            return self._again(self.count("disconnect"), None, step_seconds=5)
         if failure.check(TransientError):
             self.note("transaction_error", failure)
             if not message.alone and failure.check(ConflictError):
                 # Nearly always the first attempt that has no other beside it succeeds.
                 many = self.count("conflict_beside_others") - self.conflicts_without_wait
                 return Retry(timedelta(seconds=min(60, max(0, many))))
-            return self._again(
-                "transaction error", self.count("transaction_error"), self.max_transaction_errors
-            )
+            return self._again(self.count("transaction_error"), self.max_transaction_errors)
         return GiveUp()
 
     def _interrupted(self) -> Decision:
         interruptions = self.data["interruptions"] = self.data.get("interruptions", 0) + 1
         self.note("interruption", self.job.active_start)
-        return self._again("interruption", interruptions, self.max_interruptions)
+        return self._again(interruptions, self.max_interruptions)
 
-    def _again(
-        self, kind: str, count: int, limit: int | None, *, step_seconds: int = 0
-    ) -> Decision:
+    def _again(self, count: int, limit: int | None, *, step_seconds: int = 0) -> Decision:
         if limit is not None and count > limit:
-            trace.warning(
-                "%r is not run again after %d of kind %s", self.job, count, kind,
-                extra=fields(self.job),
-            )  # fmt: skip
             return GiveUp()
-        if count == 1 or count % self.log_every == 0:
-            trace.warning(
-                "%r is run again after %d of kind %s", self.job, count, kind,
-                extra=fields(self.job),
-            )  # fmt: skip
         return Retry(timedelta(seconds=min(60, count * step_seconds)))
 
 

@@ -24,6 +24,7 @@ from perdure.model.errors import (
     UnknownSettingError,
 )
 from perdure.model.following import followers, whole_of
+from perdure.model.happenings import announce_parked
 from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job, as_job
@@ -273,6 +274,7 @@ class Queue(Persistent):
             if name := self._unresolved(job):
                 if name != key.unresolved:
                     self._move(place, job, key._replace(unresolved=name))
+                    self._tell_parked(job, name)
                 continue
             if self._is_late(job, now):
                 self._expire_one(place, job)
@@ -386,6 +388,10 @@ class Queue(Persistent):
             return error.name
         return ""
 
+    def _tell_parked(self, job: Job, name: str) -> None:
+        served = job.serves if is_loadable(job) and isinstance(job, InternalJob) else job
+        announce_parked(self, served, name, self._environment.unresolved.get(name, ""))
+
     def parked(self) -> dict[str, tuple[str, int]]:
         """Return why jobs are parked and how many: by the name that did not resolve.
 
@@ -417,6 +423,8 @@ class Queue(Persistent):
                     # Its deadline is looked at again where it can be written.
                     name = self._unresolved(job) or place.line.unresolved
                     self._move(place, job, place.line._replace(unresolved=name))
+                    if name != place.line.unresolved:
+                        self._tell_parked(job, name)
 
     def _expire_one(self, place: Place, job: Job) -> None:
         place.stripe.remove(place, job)

@@ -13,6 +13,7 @@ from persistent import Persistent
 from perdure.model.aliases import Aliases
 from perdure.model.environment import environment
 from perdure.model.errors import NotInstalledError, QueueNotFoundError, UnknownSettingError
+from perdure.model.happenings import announce_queue
 from perdure.model.queue import Queue
 
 __all__ = ["ROOT_KEY", "Queues", "find_queues", "get_queue", "install"]
@@ -45,6 +46,7 @@ class Queues(Persistent):
         if self._p_jar is not None:
             # Known to its database at once, and so to its clock.
             self._p_jar.add(queue)
+        announce_queue(queue)
         return queue
 
     def remove(self, name: str) -> None:

@@ -18,6 +18,7 @@ from perdure.model.aliases import current_name
 from perdure.model.environment import clock_of, environment
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
+from perdure.model.happenings import announce_failed
 from perdure.model.moments import Duration, checked_duration, checked_moment, microseconds, moment
 from perdure.model.policy import (
     RetryCommonForever,
@@ -71,6 +72,8 @@ class JobRecord(Persistent):
     _own_side: SideRecord | None = None
     _waits_for: tuple[Job, ...] = ()
     _transactional: bool | None = None
+    _owns_result = True
+    """Whether its result is its own, and not passed on from another job; not stored."""
     keep_completed = Duration()
     keep_failed = Duration()
 
@@ -425,6 +428,8 @@ class JobRecord(Persistent):
             self._previous = None
         self._result = result
         self._active_end = microseconds(clock_of(self).now())
+        if isinstance(result, Failure) and self._owns_result:
+            announce_failed(self, result)
 
     def _complete_if_alone(self) -> None:
         """Complete the job in the commit of its result, where no callback is seen.

@@ -27,8 +27,10 @@ __all__ = [
     "TransactionManager",
     "is_away",
     "is_disconnect",
+    "is_told",
     "is_transaction_error",
     "never_fail",
+    "tell_of_wait",
     "try_five_times",
     "wait_for_system_recovery",
 ]
@@ -59,7 +61,7 @@ class OutageLog:
             return False
         now = self._clock.monotonic()
         # An attempt that succeeded says nothing: it may have found all that it read in a cache.
-        if now - self._last > _LONGEST_WAIT.total_seconds():
+        if now - self._last > 2 * _LONGEST_WAIT.total_seconds():
             self._count = 0
         self._last = now
         self._count += 1
@@ -109,6 +111,22 @@ def is_transaction_error(error: BaseException) -> bool:
     From any thread; does not touch the transaction.
     """
     return isinstance(error, TransientError) and not is_disconnect(error)
+
+
+def is_told(count: int) -> bool:
+    """Return whether the trouble with that number is logged: the first, and every fifth."""
+    return count == 1 or count % 5 == 0
+
+
+def tell_of_wait(what: str, error: Exception, count: int, extra: dict[str, Any]) -> None:
+    """Log that something waits for the database, or has met a conflict, if that is told.
+
+    For whoever tries again and again, with the number of the attempt. From any thread; does
+    not touch the transaction.
+    """
+    if is_told(count):
+        level = logging.WARNING if is_transaction_error(error) else logging.INFO
+        events.log(level, "%s, %d times so far: %s", what, count, error, extra=extra)
 
 
 def never_fail(

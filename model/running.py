@@ -40,7 +40,7 @@ from perdure.model.following import Follow, await_jobs, has_ended, inner_ended, 
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.lane import Attempt, Lane
-from perdure.model.logs import SUCCEEDED, events, fields, trace
+from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
 from perdure.model.memory import Memory
 from perdure.model.policy import (
     CommitErrored,
@@ -52,7 +52,13 @@ from perdure.model.policy import (
     Retry,
 )
 from perdure.model.ref import JobRef
-from perdure.model.retrying import is_away, never_fail, wait_for_system_recovery
+from perdure.model.retrying import (
+    is_away,
+    is_told,
+    never_fail,
+    tell_of_wait,
+    wait_for_system_recovery,
+)
 from perdure.model.saferepr import safe_repr
 from perdure.model.status import Status
 from perdure.model.storable import check_value, copied, is_plain
@@ -137,12 +143,18 @@ class Runner:
         cannot be loaded raises what loading it raises, a connection that the job has closed
         `ConnectionStateError`.
         """
+        with placed(**fields(root)):
+            return self._run_fenced(root, args, dict(kwargs or {}), ended)
+
+    def _run_fenced(
+        self, root: Job, args: tuple[Any, ...], kwargs: dict[str, Any], ended: Ended | None
+    ) -> Suspension | None:
         fence = self._fence = Fence(root)
         self._suspension = None
         self._ended = ended
         self._manager.registerSynch(fence)
         try:
-            self._run(root, args, dict(kwargs or {}))
+            self._run(root, args, kwargs)
             return self._suspension
         except _Lost as lost:
             self._abort()
@@ -213,8 +225,7 @@ class Runner:
                 if not is_away(error):
                     raise
                 failures += 1
-                if failures == 1 or failures % 10 == 0:
-                    events.info("%r waits for the database: %s", job, error, extra=fields(job))
+                tell_of_wait(f"{job!r} waits for the database", error, failures, fields(job))
                 self._pause(failures)
 
     def _abort(self) -> None:
@@ -247,7 +258,9 @@ class Runner:
             self._check()
             change()
 
-        never_fail(checked, f"{what} {job!r}", self._manager, self._stop)
+        root = self._fence is not None and job is self._fence.root
+        with nullcontext() if root else placed(**fields(job)):
+            never_fail(checked, f"{what} {job!r}", self._manager, self._stop)
 
     def _complete(self, job: Job) -> None:
         def complete() -> None:
@@ -317,6 +330,7 @@ class Runner:
 
         memory = Memory()
         alone = False
+        retries = 0
         ended = self._ended if job.status is Status.ACTIVE else None
         self._ended = None
         if ended is None:
@@ -343,12 +357,15 @@ class Runner:
             if isinstance(decision, Retry):
                 if decision.after > _ZERO and waited and self._suspends:
                     self._keep_memory(job, memory)
+                    _tell_retry(job, message, 1)
                     self._suspension = Pause(decision.after, message.failure, _is_light(job))
                     return
                 if decision.after > _ZERO:
                     self._stop.wait(decision.after)
                     self._view(job)
                 if not self._late(job):
+                    retries += 1
+                    _tell_retry(job, message, retries)
                     continue
             if isinstance(decision, Reschedule):
                 if job.queue is not None and job._agent is not None:
@@ -687,6 +704,10 @@ class Runner:
                 self._abort()
                 self._pause(failures)
         self._abort()
+        if isinstance(decision, GiveUp):
+            trace.warning(
+                "%r is given up by its policy after %s", job, _trouble(message), extra=fields(job)
+            )
         if isinstance(decision, (Retry, Reschedule, GiveUp)):
             return decision
         events.error(
@@ -738,7 +759,8 @@ class Runner:
         trace.info("%r was interrupted: %r", job, decision, extra=fields(job))
         if isinstance(decision, GiveUp):
             error = AbortedError(f"{job!r} was interrupted and is not run again")
-            trace.debug("%r is aborted", job, extra=fields(job))
+            if job.parent is not None:
+                trace.debug("callback %r is aborted", job, extra=fields(job))
             self._finish(job, Failure(error), memory=memory, place=place)
         elif job._queue is None:
             if isinstance(decision, Reschedule):
@@ -746,6 +768,9 @@ class Runner:
                     "%r is in no queue, so it is run again at once instead of at %s",
                     job, decision.when, extra=fields(job),
                 )  # fmt: skip
+
+            if job.parent is not None:
+                trace.debug("callback %r is retried", job, extra=fields(job))
 
             def renew() -> None:
                 if _place(job) == place:
@@ -863,6 +888,23 @@ def _end_internal(internal: InternalJob) -> None:
         internal._begin()
         internal._end(None)
         internal._complete()
+
+
+def _trouble(message: JobErrored | CommitErrored | Interrupted) -> str:
+    if isinstance(message, Interrupted):
+        return "an interruption"
+    where = "at its commit" if isinstance(message, CommitErrored) else "in its call"
+    return f"{message.failure} {where}"
+
+
+def _tell_retry(job: Job, message: JobErrored | CommitErrored, retries: int) -> None:
+    if job.parent is not None:
+        trace.debug("callback %r is retried", job, extra=fields(job))
+    if is_told(retries):
+        trace.warning(
+            "%r is run again by its policy, %d times since it began, after %s",
+            job, retries, _trouble(message), extra=fields(job),
+        )  # fmt: skip
 
 
 def _failure_level(job: Job) -> int:

@@ -10,7 +10,9 @@ from typing import Any
 import zc.lockfile
 import ZODB
 import zodburi
+from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage.FileStorage import FileStorageError, packed_version
+from ZODB.MappingStorage import MappingStorage
 
 from perdure.model.environment import environment
 from perdure.model.errors import (
@@ -205,5 +207,4 @@ def database_file(database: Any) -> str | None:
 
 def is_in_memory(database: Any) -> bool:
     """Tell whether the database is gone with this process, so that nobody shares it."""
-    kind = type(database.storage)
-    return kind.__module__ in ("ZODB.MappingStorage", "ZODB.DemoStorage")
+    return isinstance(database.storage, (MappingStorage, DemoStorage))

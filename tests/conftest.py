@@ -8,6 +8,7 @@ pytest_plugins = [
     "support.desk",
     "support.installed",
     "support.leftovers",
+    "support.losable",
     "support.quickness",
     "support.shop",
     "support.spec_lines",

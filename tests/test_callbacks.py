@@ -389,8 +389,9 @@ def test_a_failing_callback_is_logged_critical_and_the_others_run(
     job.add_callback(record)
     desk.put(job)
     desk.work()
-    failed = [each for each in caplog.records if "ValueError: no" in each.getMessage()]
+    failed = [each for each in caplog.records if " failed:" in each.getMessage()]
     assert [(each.name, each.levelname) for each in failed] == [("perdure.events", "CRITICAL")] * 2
+    assert all("ValueError: no" in each.getMessage() for each in failed)
     assert _records == [1] and job.status is Status.COMPLETED
 
 

@@ -796,51 +796,6 @@ def test_a_claimed_job_in_an_odd_status_is_dealt_with(
 
 
 @pytest.mark.spec("C2")
-def test_a_dispatcher_without_database_loses_nothing_and_resumes(
-    systems: Systems,
-    manual_clock: ManualClock,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    database = systems.database()
-    system = systems.start(database, {"": 2}, clock=manual_clock)
-    running = system.put(jobs.pass_gate, "g")
-    gates["g"].wait_until_entered()
-    settled(system)
-    away = threading.Event()
-    refused = threading.Semaphore(0)
-    begin = database.storage.tpc_begin
-
-    def tpc_begin(*args: Any, **kwargs: Any) -> Any:
-        if away.is_set() and threading.current_thread().name in ("dispatcher", "heartbeat"):
-            refused.release()
-            raise ClientDisconnected("away")
-        return begin(*args, **kwargs)
-
-    monkeypatch.setattr(database.storage, "tpc_begin", tpc_begin)
-    away.set()
-    gates["g"].open()
-    ref = system.put(operator.add, 1, 1)
-    assert refused.acquire(timeout=LIMIT.total_seconds())
-    assert within(lambda: system.result(running)) == "g"
-    for _ in range(3):
-        manual_clock.wait_until_waiting(2)
-        manual_clock.advance(SECOND)
-        assert refused.acquire(timeout=LIMIT.total_seconds())
-    assert read(system, ref, "status") is Status.PENDING
-    manual_clock.wait_until_waiting(2)
-    away.clear()
-    manual_clock.advance(SECOND)
-    assert within(lambda: system.result(ref)) == 2
-    assert system.ask(StatusAsked()).crashes == 0
-    errors = [each for each in caplog.records if each.levelname == "ERROR"]
-    assert [each.getMessage().split(" (")[0] for each in errors] == [
-        "dispatcher: the database is away"
-    ]
-    assert errors[0].exc_info is None
-
-
-@pytest.mark.spec("C2")
 def test_a_poll_without_database_is_an_error_to_its_asker(
     systems: Systems, monkeypatch: pytest.MonkeyPatch
 ) -> None:

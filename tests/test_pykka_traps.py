@@ -44,7 +44,9 @@ class Neighbour(pykka.ThreadingActor):
 def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Actor, "restart_pause", MOMENT)
     monkeypatch.setattr(Actor, "longest_restart_pause", MOMENT)
-    monkeypatch.setattr("perdure.actors.dispatcher.DISCONNECTED_PAUSE", MOMENT)
+    monkeypatch.setattr("perdure.actors.dispatcher.FAILED_PAUSE", MOMENT)
+    monkeypatch.setattr("perdure.actors.dispatcher.PROBE_INTERVAL", MOMENT)
+    monkeypatch.setattr("perdure.actors.outage.LONGEST_PAUSE", MOMENT)
     monkeypatch.setattr("perdure.actors.worker.PAUSE_SECONDS", 0.001)
 
 

@@ -26,8 +26,10 @@ from perdure.model import (
     UnknownSettingError,
     check,
     environment,
+    find_job,
     get_queue,
     install,
+    local,
 )
 from perdure.model import queue as queue_module
 from perdure.model.internal import InternalJob
@@ -724,3 +726,32 @@ def test_of_many_expired_jobs_a_claim_deals_with_some_and_begins_none(
     assert {job.serves for job in taken if isinstance(job, InternalJob)} == set(late)
     assert [job.args[0] for job in taken if not isinstance(job, InternalJob)] == ["in time"]
     assert world.check() == []
+
+
+# Who put it
+
+
+def put_in_a_job():
+    return str(local.get_queue().put(Job(echo, 1)).ref)
+
+
+@pytest.mark.spec("X2")
+def test_nothing_is_recorded_of_who_puts_a_job_so_that_nothing_can_depend_on_it(view):
+    by_nobody = view.put(echo, 1)
+    known = {**by_nobody.__getstate__()}
+    agent = view.agent()
+    uuids = {str(agent.record.uuid), repr(agent.record.uuid)}
+    assert view.run(view.claim(agent)) == 1
+    putter = view.put(put_in_a_job)
+    assert view.claim(agent) is putter
+    in_a_job = find_job(view.connection, view.run(putter))
+    beside_a_dispatcher = view.put(echo, 1)
+    for job in (in_a_job, beside_a_dispatcher):
+        job._p_activate()
+        state = job.__getstate__()
+        assert set(state) == set(known)
+        assert not any(text in str(state) for text in uuids)
+    # Another dispatcher takes them all the same.
+    other = view.agent(2)
+    for job in (in_a_job, beside_a_dispatcher):
+        assert view.claim(other) is job and view.run(job) == 1

@@ -305,7 +305,7 @@ def test_a_database_that_is_away_is_logged_once_and_at_every_tenth_attempt(
         assert outage(ClientDisconnected("away"))
         clock.advance(timedelta(seconds=1))
     assert not outage(ValueError("odd")) and not outage(ConflictError())
-    clock.advance(timedelta(seconds=61))
+    clock.advance(timedelta(seconds=121))
     assert outage(ClientDisconnected("away again"))
     texts = [each.getMessage() for each in caplog.records]
     assert [text.partition("attempt ")[2].partition(";")[0] for text in texts] == [
