@@ -463,13 +463,15 @@ class ActorSystem:
         context.stop.set()
         context.suspensions.end_pauses()
         self._ask_dispatcher(StopClaiming())
+        begun = context.clock.monotonic()
         drained = context.activity.wait_until_none(drain)
         # Not before: who waits for the lane is ACTIVE, and may still end within the drain.
         context.lane.end()
         if not drained:
+            waited = context.clock.monotonic() - begun
             events.warning(
-                "%d jobs still run after %s and are left: they count as interrupted",
-                context.activity.count, drain,
+                "jobs that still run after %.1f s are left, and count as interrupted: %d",
+                waited, context.activity.count,
             )  # fmt: skip
         self._ask_dispatcher(DeactivateNow())
 

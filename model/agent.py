@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     from perdure.model.job import Job
     from perdure.model.queue import Filter, Queue
 
-__all__ = ["Agent", "Claim", "checked_size"]
+__all__ = ["LARGEST_SIZE", "Agent", "Claim", "checked_size"]
 
 KEPT_BY_DEFAULT = timedelta(days=7)
+
+LARGEST_SIZE = 10_000
+"""How many jobs an agent may have at once, at most: all are named in its own record."""
 
 
 class Claim(NamedTuple):
@@ -437,6 +440,8 @@ def checked_size(name: str, size: object) -> int:
     """Return `size`; raises `TypeError` or `UnknownSettingError` where it is none."""
     if not isinstance(size, int) or isinstance(size, bool):
         raise TypeError(f"the size of agent {name!r} is a whole number, not {size!r}")
-    if size < 0:
-        raise UnknownSettingError(f"the size of agent {name!r} must be 0 or more, not {size}")
+    if not 0 <= size <= LARGEST_SIZE:
+        raise UnknownSettingError(
+            f"the size of agent {name!r} must be 0 or more, not {size}; {LARGEST_SIZE} at most"
+        )
     return size

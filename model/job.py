@@ -382,8 +382,8 @@ class Job(JobRecord):
         """End a job that has not begun: its result is a failure, an `AbortedError`.
 
         Its callbacks are then run by the queue's agents, as after `fail`. Works in the
-        transaction of the job's connection. Raises `BadStatusError` where it has begun, or is in
-        no queue,
+        transaction of the job's connection. Raises `BadStatusError` where it has begun, or has
+        callbacks and is in no queue,
         `CallableNotFoundError` where it cannot be loaded here.
         """
         from perdure.model.operating import cancel

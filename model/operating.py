@@ -98,6 +98,9 @@ def cancel(job: Job) -> None:
             f"{job!r} is {status.name}, and only a job that has not begun can be cancelled"
         )
     check_whole(job)
-    if job.queue is None:
-        raise BadStatusError(f"{job!r} is in no queue, so that there is nothing to cancel")
+    if job.queue is None and job.callbacks:
+        raise BadStatusError(
+            f"{job!r} is in no queue, whose agents could run its callbacks: put it first, or call "
+            "its fail method"
+        )
     fail_by_hand(job, AbortedError("it was cancelled before it began"), commit=False)

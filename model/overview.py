@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from perdure.model.agent import Agent
 from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.failure import Failure
 from perdure.model.internal import InternalJob
+from perdure.model.job import Job
 from perdure.model.moments import DAY_MICROSECONDS, moment
 from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
@@ -28,6 +31,8 @@ from perdure.model.status import Status
 __all__ = ["DAYS_SHOWN", "database_status"]
 
 DAYS_SHOWN = 7
+INTERNAL_SEEN = 1000
+UNSORTED_SEEN = 100
 
 
 def database_status(connection: Any) -> DatabaseStatus:
@@ -71,6 +76,9 @@ def _agents(queue: Queue) -> list[Agent]:
 
 def _counts(queue: Queue) -> StatusCounts:
     counts: Counter[Status] = Counter({Status.PENDING: len(queue)})
+    for job in _interrupted(queue):
+        counts[Status.PENDING] -= 1
+        counts[status_of(job)] += 1
     agents = _agents(queue)
     successful = sum(agent.kept(failed=False) for agent in agents)
     failed = sum(agent.kept(failed=True) for agent in agents)
@@ -92,6 +100,17 @@ def _counts(queue: Queue) -> StatusCounts:
         completed=successful,
         failed=failed,
     )
+
+
+def _interrupted(queue: Queue) -> Iterator[Job]:
+    """Return the jobs that wait with an internal job, as far as these are near at hand."""
+    lines = [line for stripe in queue.stripes for key, line in stripe.lines() if key.internal]
+    waiting = [line.values() for line in lines]
+    if queue.unsorted_count() <= UNSORTED_SEEN:
+        waiting += [inbox.backwards(cursor) for inbox, cursor in queue.unsorted()]
+    for job in itertools.islice(itertools.chain(*waiting), INTERNAL_SEEN):
+        if is_loadable(job) and isinstance(job, InternalJob):
+            yield job.serves
 
 
 def _days(queue: Queue) -> tuple[DayCount, ...]:

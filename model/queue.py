@@ -544,18 +544,18 @@ class Queue(Persistent):
             for key, line in stripe.lines():
                 if parked or not key.unresolved:
                     lines.append(_entries(key, line))
-        if unsorted_limit is None or self._unsorted_count() <= unsorted_limit:
-            for inbox, cursor in self._unsorted():
+        if unsorted_limit is None or self.unsorted_count() <= unsorted_limit:
+            for inbox, cursor in self.unsorted():
                 new = [WaitingJob(position_of(job), job) for job in inbox.since(cursor)]
                 lines.append(iter(sorted(new, key=_by_position)))
             yield from heapq.merge(*lines, key=_by_position)
             return
         yield from heapq.merge(*lines, key=_by_position)
-        for inbox, cursor in self._unsorted():
+        for inbox, cursor in self.unsorted():
             for job in inbox.backwards(cursor):
                 yield WaitingJob(position_of(job), job)
 
-    def _unsorted(self) -> Iterator[tuple[Inbox, int]]:
+    def unsorted(self) -> Iterator[tuple[Inbox, int]]:
         """Return the inboxes that have news, with how many of their jobs were sorted in."""
         for index, stripe in enumerate(self.stripes):
             for key, cursor, _ in stripe.unsorted(self.inboxes, index):
@@ -563,14 +563,15 @@ class Queue(Persistent):
                 assert inbox is not None
                 yield inbox, cursor
 
-    def _unsorted_count(self) -> int:
-        return sum(inbox.entries - cursor for inbox, cursor in self._unsorted())
+    def unsorted_count(self) -> int:
+        """Return how many jobs were put and not sorted in yet; loads none of them."""
+        return sum(inbox.entries - cursor for inbox, cursor in self.unsorted())
 
     def __iter__(self) -> Iterator[Job]:
         return (each.job for each in self.waiting())
 
     def __len__(self) -> int:
-        return sum(map(len, self.stripes)) + self._unsorted_count()
+        return sum(map(len, self.stripes)) + self.unsorted_count()
 
     def __bool__(self) -> bool:
         return True

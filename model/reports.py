@@ -38,8 +38,9 @@ class StatusCounts:
     """How many jobs of a queue have which status.
 
     `completed` are those that are kept and have not failed, `failed` those that have.
-    Callbacks are not counted on their own. A job that was taken from a worker counts as
-    `pending` until it has been dealt with.
+    Callbacks are not counted on their own. A job that was taken from its worker has the status
+    that it had, until it has been dealt with; where more than a hundred jobs were put that no
+    dispatcher has seen, it may count as `pending`.
     """
 
     pending: int

@@ -14,8 +14,9 @@ from __future__ import annotations
 import datetime
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, cast
 
@@ -443,7 +444,7 @@ class Runner:
 
         def call() -> Any:
             nonlocal info
-            with self._in_call(job):
+            with _ending_forked_children(job), self._in_call(job):
                 info = job.set_up()
                 if isinstance(job, Composite):
                     return None
@@ -850,6 +851,25 @@ _Place = tuple[Status, int, int | None]
 def _place(job: Job) -> _Place:
     """Return what tells whether somebody else has moved the job since."""
     return job.status, job._claim, job._active_start
+
+
+@contextmanager
+def _ending_forked_children(job: Job) -> Iterator[None]:
+    """End a child that the job has forked, and that comes out of the job's code.
+
+    It is a copy of this worker, with a database that is not its own.
+    """
+    process = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != process:
+            text = (
+                f"perdure: a child that {job.callable_name} has forked came out of it: it ends\n"
+            )
+            with suppress(OSError):
+                os.write(2, text.encode(errors="replace"))
+            os._exit(1)
 
 
 @contextmanager

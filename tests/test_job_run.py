@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -760,3 +761,22 @@ def test_a_job_of_another_database_is_run_in_its_own(desk: Desk) -> None:
     connection.close()
     first.close()
     second.close()
+
+
+def fork_and_return() -> int:
+    child = os.fork()
+    if child == 0:
+        return 0
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_child_that_comes_out_of_a_jobs_code_ends_and_is_no_second_worker(
+    desk: Desk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = desk.put(Job(fork_and_return))
+    desk.work()
+    assert job.result == 1
+    assert "has forked came out of it" in capfd.readouterr().err

@@ -394,6 +394,7 @@ def test_a_new_size_holds_for_that_agent_of_every_process_and_for_those_to_come(
     ("size", "name", "error", "text"),
     [
         (-1, "main", UnknownSettingError, "0 or more, not -1"),
+        (10_001, "main", UnknownSettingError, "10000 at most"),
         ("3", "main", TypeError, "whole number, not '3'"),
         (True, "main", TypeError, "whole number, not True"),
         (3, "mian", UnknownSettingError, "named 'mian', only"),

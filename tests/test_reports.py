@@ -103,6 +103,21 @@ def test_failed_jobs_are_counted_apart_until_they_are_forgotten_or_retried(world
     view.queue.remove(failed[0])
 
 
+def test_a_job_that_was_lost_counts_by_its_own_status(view, agent):
+    job = view.put(echo, 1)
+    view.put(echo, 2)
+    view.claim(agent)
+    view.begin(job)
+    agent.interrupt(job)
+    view.commit()
+    assert counts(view) == StatusCounts(1, 0, 1, 0, 0, 0)
+    view.queue._sort_in()
+    view.commit()
+    assert counts(view) == StatusCounts(1, 0, 1, 0, 0, 0)
+    view.claim(agent)
+    assert counts(view) == StatusCounts(1, 0, 1, 0, 0, 0)
+
+
 def test_days_have_numbers_of_what_ended_on_them(world, view, agent):
     first = world.clock.now().date()
     complete(view, agent, echo, 1)
