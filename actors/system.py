@@ -38,6 +38,7 @@ from perdure.actors.messages import (
 from perdure.actors.supervisor import SupervisorActor
 from perdure.actors.suspensions import Suspensions
 from perdure.model import local
+from perdure.model.agent import LARGEST_SIZE
 from perdure.model.clock import Clock, StopSignal, SystemClock
 from perdure.model.environment import environment
 from perdure.model.errors import (
@@ -589,6 +590,10 @@ def _checked_queues(queues: Mapping[str, int] | None) -> Mapping[str, int] | Non
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise UnknownSettingError(
                 f"queues: the size for queue {name!r} is a whole number of 0 or more, not {size!r}"
+            )
+        if size > LARGEST_SIZE:
+            raise UnknownSettingError(
+                f"queues: the size for queue {name!r} is {LARGEST_SIZE} at most, not {size}"
             )
     return dict(queues)
 

@@ -864,11 +864,9 @@ def _ending_forked_children(job: Job) -> Iterator[None]:
         yield
     finally:
         if os.getpid() != process:
-            text = (
-                f"perdure: a child that {job.callable_name} has forked came out of it: it ends\n"
-            )
+            text = f"perdure: a child that {job.callable_name} has forked came out of it, and ends"
             with suppress(OSError):
-                os.write(2, text.encode(errors="replace"))
+                os.write(2, f"{text}\n".encode(errors="replace"))
             os._exit(1)
 
 

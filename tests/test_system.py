@@ -96,6 +96,7 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"queues": ["a"]}, "queues must be a mapping of names to sizes, such as {'': 4}"),
     ({"queues": {1: 1}}, "the name of a queue is a text, not 1"),
     ({"queues": {"": -1}}, "whole number of 0 or more, not -1"),
+    ({"queues": {"": 10_001}}, "is 10000 at most, not 10001"),
     ({"queues": {"": True}}, "whole number of 0 or more, not True"),
     ({"queues": {"": "3"}}, "whole number of 0 or more, not '3'"),
     ({"poll_interval": 5}, "poll_interval must be a timedelta, not 5"),
