@@ -1124,8 +1124,10 @@ def test_a_future_that_brings_no_result_is_an_error_of_the_job(
 def test_a_future_may_bring_a_future_or_a_job(system: Any) -> None:
     ref = system.put(coroutines.future, "outer")
     inner = put(system, lambda *registers: Job(async_deed(_give_future), "inner"))
-    futures["inner"].set_result(Job(jobs.add, 2, 3))
-    futures["outer"].set_result(futures["inner"])
+    # Each a job of its own: one belongs to the connection that has stored it.
+    for name in ("inner", "nested"):
+        futures[name].set_result(Job(jobs.add, 2, 3))
+    futures["outer"].set_result(futures["nested"])
     assert [system.result(each, timeout=LIMIT) for each in (inner, ref)] == [5, 5]
 
 
