@@ -81,7 +81,7 @@ def test_two_dispatchers_that_claim_while_threads_put_conflict_only_for_each_oth
     """One after the other, in step: what one sees is what the other has not committed yet."""
     producer = file_world.view()
     one, two = file_world.view(), file_world.view()
-    agents = [one.agent(1, size=10**6), one.agent(2, size=10**6)]
+    agents = [one.agent(1, size=10_000), one.agent(2, size=10_000)]
     two.sync()
     agents[1] = two.get(agents[1])
     conflicts = 0
