@@ -191,7 +191,7 @@ def test_packing_makes_the_file_smaller(shell: Shell, shop: Shop):
         shell.ok("resume", "mail")
     before = shell.database.stat().st_size
 
-    report = shell.json("pack")
+    report = shell.json("pack", "--keep", "0s")
 
     assert report["before_bytes"] == before
     assert report["after_bytes"] == shell.database.stat().st_size < before
