@@ -10,9 +10,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from perdure.cli.errors import CommandError
-from perdure.model.names import NOT_OF_THE_CODE
+from perdure.model.errors import NotStorableError
+from perdure.model.names import NOT_OF_THE_CODE, split_callable
+from perdure.model.saferepr import survive
 
-__all__ = ["find_callable", "import_module", "process_shown", "queue_name", "queue_shown"]
+__all__ = [
+    "find_callable",
+    "find_storable",
+    "import_module",
+    "process_shown",
+    "queue_name",
+    "queue_shown",
+]
 
 DEFAULT_QUEUE = "default"
 _SHOWN = f"({DEFAULT_QUEUE})"
@@ -63,6 +72,25 @@ def find_callable(text: str) -> Any:
                 f"{path.rstrip(':.')} has no {part!r}{_near(found, part, path)}"
             ) from None
         path += f"{part}."
+    # What it is instead is not shown: it may hold what nobody else should see.
+    if not callable(found):
+        raise CommandError(f"{text} cannot be called: give a function")
+    return found
+
+
+def find_storable(text: str) -> Any:
+    """Return what ``MODULE:FUNCTION`` stands for, which a job can store.
+
+    Raises `CommandError`, which calls it by the name that was typed: what it is may hold what
+    nobody else should see.
+    """
+    found = find_callable(text)
+    try:
+        split_callable(found)
+    except NotStorableError as error:
+        shown = survive(lambda: repr(found), lambda error: "")
+        told = str(error).replace(shown, text) if shown else ""
+        raise CommandError(told or f"{text} cannot be stored: give a function") from error
     return found
 
 

@@ -18,7 +18,7 @@ from ZEO.Exceptions import ClientDisconnected
 from perdure.cli.database import ATTEMPTS, connected, find_queue, opened
 from perdure.cli.durations import show_duration
 from perdure.cli.errors import CommandError, one_line
-from perdure.cli.naming import find_callable, queue_shown
+from perdure.cli.naming import find_storable, queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import print_json, print_line
 from perdure.model import (
@@ -144,7 +144,7 @@ def put_job(source: Source, request: Request, *, wait: bool, as_json: bool) -> i
 
 def _maker(request: Request) -> Callable[[], Job]:
     """Look at all that can be wrong without a database; return what makes the job."""
-    function = find_callable(request.call)
+    function = find_storable(request.call)
     args, kwargs = arguments(request.words, request.literal)
     factory = _policy(request.policy)
 
@@ -164,7 +164,7 @@ def _maker(request: Request) -> Callable[[], Job]:
 def _policy(text: str | None) -> Any:
     if text is None or text in _POLICIES:
         return None if text is None else _POLICIES[text]
-    return find_callable(text) if ":" in text else text
+    return find_storable(text) if ":" in text else text
 
 
 def _check_call(call: str, function: Any, args: list[Any], kwargs: dict[str, Any]) -> None:

@@ -143,7 +143,9 @@ def test_the_default_queue_has_a_name_to_type(shell: Shell, shop: Shop, queue):
         (["app:ad"], "app has no 'ad'; did you mean app:add?"),
         (["app:zzzzz"], "app has no 'zzzzz'; it has add, fail, greet, show, told"),
         (["app:add.zz"], "app:add has no 'zz'"),
-        (["app:number"], "7 cannot be called"),
+        (["app:number"], "app:number cannot be called: give a function"),
+        (["app:__name__"], "app:__name__ cannot be called: give a function"),
+        (["app:add", "1", "--policy", "app:number"], "app:number cannot be called"),
         (["broken:f"], "module 'broken' cannot be imported: ZeroDivisionError: division by zero"),
         (["helper:f"], "module 'helper' cannot be imported: it needs 'not_there', which is not"),
         (["exits:f"], "module 'exits' cannot be imported: SystemExit: 3"),
@@ -174,6 +176,19 @@ def test_what_cannot_be_put_is_refused_and_nothing_is_put(
 
     assert expected in shell.refused("put", *words)
     assert len(shell.json("jobs", "--status", "pending")["jobs"]) == 2
+
+
+@pytest.mark.parametrize("name", ["os:environ", "os:environ.get", "os:environ.__iter__"])
+@pytest.mark.parametrize("before", [[], ["app:add", "1", "--policy"]], ids=["call", "policy"])
+def test_what_cannot_be_stored_is_named_as_it_was_typed_and_not_shown(
+    shell: Shell, shop: Shop, monkeypatch, before, name
+):
+    monkeypatch.setenv("PASSWORD_OF_A_TEST", "secret-of-a-test")
+
+    text = shell.refused("put", *before, name)
+
+    assert f"perdure: {name} " in text
+    assert "OF_A_TEST" not in text and "secret-of-a-test" not in text
 
 
 def test_what_has_no_signature_is_put_all_the_same(shell: Shell, shop: Shop):
