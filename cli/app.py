@@ -92,9 +92,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line, and return its exit status.
 
     `args` are the words after the program's name, None for those of this process. What
-    goes wrong is one line on standard error and status 2; an interrupt is 130. Raises
-    `SystemExit` where whoever reads the output has gone, and what went wrong itself
-    where the words begin with ``--traceback``. To be called from the main thread, which
-    alone is interrupted; touches no transaction of the caller.
+    goes wrong is one line on standard error and status 2; an interrupt is 130; 1 where the
+    output could not be written. Raises `SystemExit` where whoever reads a help has gone, and
+    what went wrong itself where the words begin with ``--traceback``. To be called from the
+    main thread, which alone is interrupted; touches no transaction of the caller.
     """
     return run(perdure, args)

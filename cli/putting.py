@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ from ZEO.Exceptions import ClientDisconnected
 
 from perdure.cli.database import ATTEMPTS, connected, find_queue, opened
 from perdure.cli.durations import show_duration
-from perdure.cli.errors import CommandError, one_line
+from perdure.cli.errors import CommandError, UnreadError, one_line
 from perdure.cli.naming import find_storable, queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import print_json, print_line
@@ -125,21 +126,33 @@ def put_job(source: Source, request: Request, *, wait: bool, as_json: bool) -> i
     make = _maker(request)
     with opened(source) as database:
         put = _put(database, request, make)
+        # Before the wait, so that it can be looked for meanwhile.
+        if not (wait and as_json):
+            with _known_by_number(put):
+                print_json(put) if as_json else print_line(str(put.ref))
         if not wait:
-            print_json(put) if as_json else print_line(str(put.ref))
             return 0
-        if not as_json:
-            # Before the wait, so that it can be looked for meanwhile.
-            print_line(str(put.ref))
         outcome = _wait(database, put)
     if as_json:
-        print_json(outcome)
+        with _known_by_number(put):
+            print_json(outcome)
     elif outcome.failed:
         text = f"job {put.ref} failed: {outcome.result} (perdure traceback {put.ref})"
         click.echo(f"perdure: {one_line(CommandError(text))}", err=True)
     else:
         print_line(outcome.result)
     return 1 if outcome.failed else 0
+
+
+@contextlib.contextmanager
+def _known_by_number(put: Put) -> Iterator[None]:
+    """Tell which job was put, where its number cannot be written: nobody else knows."""
+    try:
+        yield
+    except UnreadError as error:
+        raise UnreadError(
+            f"job {put.ref} was put, but its number could not be written ({error})"
+        ) from error
 
 
 def _maker(request: Request) -> Callable[[], Job]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 from perdure.cli import main
 from perdure.cli.app import _COMMANDS, perdure
 from perdure.cli.errors import CommandError, one_line, run, shown
+from support.shop import Shell, Shop
 
 
 def failing(error: BaseException | None) -> click.Command:
@@ -119,6 +121,38 @@ def test_a_reader_that_has_gone_is_status_1_and_silence(capfd, monkeypatch):
         monkeypatch.undo()
 
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["show", "24"], ["alias"]])
+def test_output_that_cannot_be_written_is_status_1_and_told(
+    shell: Shell, shop: Shop, monkeypatch, unwritable, words
+):
+    words = [shop.added if word == "24" else word for word in words]
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", unwritable)
+        status = shell.run(*words)
+
+    assert status == 1
+    assert shell.err.startswith("perdure: the output could not be written: ")
+    assert shell.err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_closed_output_is_told_and_no_file_takes_its_place(shell: Shell, shop: Shop):
+    before = shell.database.read_bytes()
+
+    done = subprocess.run(
+        ["sh", "-c", f"exec {shlex.quote(sys.executable)} -m perdure.cli status >&-"],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+
+    assert done.returncode == 1
+    expected = "perdure: the output could not be written: standard output is closed\n"
+    assert done.stderr == expected
+    assert shell.database.read_bytes() == before
 
 
 @pytest.mark.parametrize(

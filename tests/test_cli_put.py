@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import signal
+import sys
 import threading
 from datetime import timedelta
 from typing import Any
@@ -75,6 +76,22 @@ def test_the_id_of_the_job_is_printed(shell: Shell, shop: Shop):
     assert job["call"] == "app:show(1, 'two', x=3)"
     assert (job["status"], job["queue"]) == ("pending", "")
     assert shell.err == ""
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]], ids=["text", "json"])
+def test_a_job_whose_number_cannot_be_written_is_told(
+    shell: Shell, shop: Shop, monkeypatch, unwritable, extra
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", unwritable)
+        status = shell.run("put", "app:show", "unheard", *extra)
+    told = shell.err
+
+    jobs = shell.json("jobs", "--status", "pending")["jobs"]
+    (ref,) = [job["ref"] for job in jobs if job["call"] == "app:show('unheard')"]
+    assert status == 1
+    assert told.startswith(f"perdure: job {ref} was put, but its number could not be written")
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize(
