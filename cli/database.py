@@ -10,7 +10,7 @@ import transaction
 from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
 
-from perdure.cli.errors import CommandError
+from perdure.cli.errors import CommandError, keeping_output_clean
 from perdure.cli.naming import queue_name
 from perdure.cli.options import Source
 from perdure.model import (
@@ -60,14 +60,16 @@ def _open(source: Source, create: bool) -> Any:
 def connected(database: Any) -> Iterator[Any]:
     """Give a connection to look at; what is changed through it is dropped.
 
-    Raises `CommandError` where the database has no queues.
+    What code prints meanwhile, since loading imports it, goes to standard error. Raises
+    `CommandError` where the database has no queues.
     """
     manager = transaction.TransactionManager()
     connection = database.open(transaction_manager=manager)
     try:
         manager.begin()
-        _check_installed(connection)
-        yield connection
+        with keeping_output_clean():
+            _check_installed(connection)
+            yield connection
     finally:
         manager.abort()
         connection.close()
@@ -88,7 +90,8 @@ def change(database: Any, work: Callable[[Any], T]) -> T:
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _change_once(database, work)
+            with keeping_output_clean():
+                return _change_once(database, work)
         except ClientDisconnected:
             raise
         except TransientError:

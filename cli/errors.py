@@ -16,6 +16,7 @@ __all__ = [
     "UNREAD",
     "CommandError",
     "UnreadError",
+    "keeping_output_clean",
     "one_line",
     "run",
     "shown",
@@ -66,6 +67,14 @@ def writing() -> Iterator[None]:
             f"the output could not be written: {reason}",
             silent=isinstance(error, BrokenPipeError),
         ) from error
+
+
+def keeping_output_clean() -> contextlib.AbstractContextManager[object]:
+    """Let what code of the application prints go to standard error.
+
+    Standard output is the command's own, to be read by machines.
+    """
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def shown(text: str) -> str:

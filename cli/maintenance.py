@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from perdure.cli.database import connected, opened
+from perdure.cli.errors import keeping_output_clean
 from perdure.cli.options import Source
 from perdure.cli.output import number_shown, print_json, print_line, size_shown
 from perdure.model import UnresolvedName, check, pack, unresolved
@@ -18,7 +19,8 @@ def pack_database(source: Source, keep: timedelta, *, as_json: bool) -> int:
         with connected(database):
             # Only for its complaint where there are no queues.
             pass
-        report = pack(database, keep=keep)
+        with keeping_output_clean():
+            report = pack(database, keep=keep)
     if as_json:
         print_json(report)
         return 0
@@ -34,7 +36,8 @@ def check_database(source: Source, *, as_json: bool) -> int:
     with opened(source) as database:
         with connected(database) as connection:
             names = unresolved(connection)
-        violations = check(database)
+        with keeping_output_clean():
+            violations = check(database)
     if as_json:
         print_json({"violations": violations, "unresolved": names})
     else:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from perdure.cli.errors import CommandError
+from perdure.cli.errors import CommandError, keeping_output_clean
 from perdure.model.errors import NotStorableError
 from perdure.model.names import NOT_OF_THE_CODE, split_callable
 from perdure.model.saferepr import survive
@@ -66,7 +66,9 @@ def find_callable(text: str) -> Any:
     path = module_name + ":"
     for part in qualname.split("."):
         try:
-            found = getattr(found, part)
+            # A module may import what is asked of it.
+            with keeping_output_clean():
+                found = getattr(found, part)
         except AttributeError:
             raise CommandError(
                 f"{path.rstrip(':.')} has no {part!r}{_near(found, part, path)}"
@@ -121,7 +123,8 @@ def import_module(name: str) -> Any:
             f"{name!r} is no name of a module: write it as in an import, such as {stem or 'app'}"
         )
     try:
-        return importlib.import_module(name)
+        with keeping_output_clean():
+            return importlib.import_module(name)
     except NOT_OF_THE_CODE:
         raise
     except ModuleNotFoundError as error:
