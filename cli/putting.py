@@ -227,18 +227,22 @@ def _begin_after(request: Request, database: Any) -> datetime.datetime | None:
 def _wait(database: Any, put: Put) -> Outcome:
     """Look until the result is stored; also while the database is away."""
     known = environment(database)
-    told = False
+    told = ""
     with known.results.listen(put.ref, known.clock) as listener:
         while True:
+            trouble = ""
             try:
                 with connected(database) as connection:
                     job = find_job(connection, put.ref)
                     if job.status in (Status.CALLBACKS, Status.COMPLETED):
                         return _outcome(put, job)
-                    if not told and not _is_served(job):
-                        told = _tell(f"no process runs jobs of queue {queue_shown(put.queue)} now")
+                    if not _is_served(job):
+                        trouble = f"no process runs jobs of queue {queue_shown(put.queue)} now"
             except ClientDisconnected:
-                told = told or _tell("the database is away")
+                trouble = "the database is away"
+            if trouble != told:
+                _tell(trouble or f"a process runs jobs of queue {queue_shown(put.queue)} now")
+                told = trouble
             listener.wait(_LOOK_SECONDS)
 
 
@@ -255,9 +259,9 @@ def _outcome(put: Put, job: Job) -> Outcome:
 def _is_served(job: Job) -> bool:
     queue = job.queue
     assert queue is not None
-    return any(each.active and not each.dead for each in queue.dispatchers.records())
+    # Its lock tells at once that a process has ended, its last ping only after a minute.
+    return any(each.active and not each.ended() for each in queue.dispatchers.records())
 
 
-def _tell(text: str) -> bool:
+def _tell(text: str) -> None:
     click.echo(f"perdure: {text}; waiting (Ctrl-C ends the wait, and not the job)", err=True)
-    return True

@@ -17,10 +17,11 @@ from ZODB.POSException import ConflictError
 
 from perdure.actors import start
 from perdure.cli import putting
-from perdure.cli.database import connected, opened
+from perdure.cli.database import change, connected, opened
 from perdure.cli.options import Source
 from perdure.cli.putting import arguments
-from perdure.model import Status, find_job
+from perdure.model import Status, SystemClock, find_job, get_queue
+from perdure.model.incarnation import Identity, acquire_identity
 from support.shop import Shell, Shop
 from support.systems import HOUR
 
@@ -335,17 +336,54 @@ def test_the_wait_says_that_nobody_is_at_work_and_can_be_interrupted(
     told = threading.Event()
     tell = putting._tell
 
-    def interrupt(text: str) -> bool:
-        done = tell(text)
+    def interrupt(text: str) -> None:
+        tell(text)
         told.set()
         signal.raise_signal(signal.SIGINT)
-        return done
 
     monkeypatch.setattr(putting, "_tell", interrupt)
 
     assert shell.run("put", "app:add", "1", "--wait") == 130
     assert "no process runs jobs of queue (default) now; waiting" in shell.err
     assert job_in(shell, shell.out.strip())["status"] == Status.PENDING.value
+
+
+def test_the_wait_says_again_whenever_what_it_waits_for_changes(
+    shell: Shell, shop: Shop, monkeypatch
+):
+    served = [True, False, False, True, False]
+
+    def is_served(job: Any) -> bool:
+        if not served:
+            signal.raise_signal(signal.SIGINT)
+        return served.pop(0)
+
+    monkeypatch.setattr(putting, "_is_served", is_served)
+    monkeypatch.setattr(putting, "_LOOK_SECONDS", 0)
+
+    assert shell.run("put", "app:add", "1", "--wait") == 130
+    assert [line.split()[1:3] for line in shell.err.splitlines() if line] == [
+        ["no", "process"],
+        ["a", "process"],
+        ["no", "process"],
+        ["interrupted"],
+    ]
+
+
+def test_a_process_that_has_ended_serves_nobody_from_that_moment_on(shell: Shell, shop: Shop):
+    identity = acquire_identity(shell.database, clock=SystemClock(), environ={})
+    with opened(Source("perdure.fs")) as database:
+        change(database, lambda connection: _activate(connection, identity))
+        with connected(database) as connection:
+            job = find_job(connection, shop.waiting)
+            before = putting._is_served(job)
+            identity.close()
+            assert (before, putting._is_served(job)) == (True, False)
+
+
+def _activate(connection: Any, identity: Identity) -> None:
+    record = get_queue(connection).dispatchers.register(identity.uuid)
+    record.activate("token", identity.incarnation)
 
 
 @pytest.mark.slow
