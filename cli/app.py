@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from perdure.cli.errors import run
-
-__all__ = ["main", "perdure"]
+__all__ = ["perdure"]
 
 _COMMANDS = {
     "run": "perdure.cli.commands.run",
@@ -86,15 +83,3 @@ def perdure(traceback: bool) -> None:
     Each command has a --help with an example. Every command but the last two works on a
     database: --db, else $PERDURE_DB, else perdure.fs in the working directory.
     """
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line, and return its exit status.
-
-    `args` are the words after the program's name, None for those of this process. What
-    goes wrong is one line on standard error and status 2; an interrupt is 130; 1 where the
-    output could not be written. Raises `SystemExit` where whoever reads a help has gone, and
-    what went wrong itself where the words begin with ``--traceback``. To be called from the
-    main thread, which alone is interrupted; touches no transaction of the caller.
-    """
-    return run(perdure, args)

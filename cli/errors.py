@@ -121,9 +121,17 @@ def run(command: click.Command, args: Sequence[str] | None) -> int:
     # Nobody who uses a command wants its traceback, unless asked for.
     except Exception as error:
         if words[:1] == ["--traceback"]:
-            raise
+            _show_traceback(error)
         return _fail(_explained(error), ERROR)
     return result if isinstance(result, int) else 0
+
+
+def _show_traceback(error: Exception) -> None:
+    # Late, since it is wanted seldom.
+    import traceback
+
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        click.echo(shown(line), err=True)
 
 
 def _explained(error: Exception) -> str:

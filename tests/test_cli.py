@@ -199,9 +199,36 @@ def test_an_interrupt_is_status_130(capsys):
     assert capsys.readouterr().err.strip() == "perdure: interrupted"
 
 
-def test_the_traceback_can_be_had():
-    with pytest.raises(ZeroDivisionError):
-        run(failing(ZeroDivisionError()), ["--traceback"])
+def test_the_traceback_can_be_had(capsys):
+    assert run(failing(ZeroDivisionError("no\x1b[31m")), ["--traceback"]) == 2
+
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2] == r"ZeroDivisionError: no\x1b[31m"
+    assert lines[-1].startswith("perdure: unexpected ZeroDivisionError: no")
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_an_interrupt_while_modules_are_imported_is_told():
+    # As if it came while click is imported.
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "sys.argv = ['perdure', 'status']\n"
+        "import runpy\n"
+        "runpy.run_module('perdure.cli', run_name='__main__', alter_sys=True)\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "perdure: interrupted\n")
 
 
 def test_control_codes_and_broken_names_are_escaped():
