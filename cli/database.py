@@ -11,14 +11,13 @@ from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
 
 from perdure.cli.errors import CommandError, keeping_output_clean
-from perdure.cli.naming import queue_name
+from perdure.cli.naming import DEFAULT_QUEUE, nearest, queue_name, queues_shown
 from perdure.cli.options import Source
 from perdure.model import (
     ROOT_KEY,
     DatabaseNotFoundError,
     NotInstalledError,
     Queue,
-    get_queue,
 )
 from perdure.model.queues import find_queues
 from perdure.storage import open_database
@@ -136,5 +135,12 @@ def _check_installed(connection: Any) -> None:
 
 
 def find_queue(connection: Any, text: str) -> Queue:
-    """Return the queue that somebody calls `text`; raises `QueueNotFoundError`."""
-    return get_queue(connection, queue_name(text, find_queues(connection)))
+    """Return the queue that somebody calls `text`; raises `CommandError` with the nearest."""
+    queues = find_queues(connection)
+    found = queues.get(queue_name(text, queues))
+    if found is None:
+        hint = nearest(text, [name or DEFAULT_QUEUE for name in queues])
+        raise CommandError(
+            f"there is no queue {text!r}{hint or f'; there are {queues_shown(queues)}'}"
+        )
+    return found

@@ -15,12 +15,15 @@ from perdure.model.names import NOT_OF_THE_CODE, split_callable
 from perdure.model.saferepr import survive
 
 __all__ = [
+    "DEFAULT_QUEUE",
     "find_callable",
     "find_storable",
     "import_module",
+    "nearest",
     "process_shown",
     "queue_name",
     "queue_shown",
+    "queues_shown",
 ]
 
 DEFAULT_QUEUE = "default"
@@ -44,6 +47,17 @@ def queue_name(text: str, queues: Iterable[str]) -> str:
 def queue_shown(name: str | None) -> str:
     """Return a queue's name as people see it; None: ""."""
     return "" if name is None else name or _SHOWN
+
+
+def queues_shown(names: Iterable[str]) -> str:
+    """Return the names of queues in a line, in their order."""
+    return ", ".join(queue_shown(name) for name in sorted(names))
+
+
+def nearest(text: str, names: Iterable[str]) -> str:
+    """Return a question whether the nearest of `names` was meant: text to append, or ""."""
+    near = difflib.get_close_matches(text, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def process_shown(identity: object) -> str:
