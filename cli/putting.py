@@ -7,7 +7,7 @@ import datetime
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -18,20 +18,23 @@ from ZEO.Exceptions import ClientDisconnected
 
 from perdure.cli.database import ATTEMPTS, connected, find_queue, opened
 from perdure.cli.durations import show_duration
-from perdure.cli.errors import CommandError, UnreadError, one_line
-from perdure.cli.naming import find_storable, queue_shown
+from perdure.cli.errors import CommandError, UnreadError, keeping_output_clean, one_line
+from perdure.cli.naming import find_storable, nearest, queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import print_json, print_line
 from perdure.model import (
     Job,
     JobRef,
     NeverRetry,
+    Queue,
     RetryCommonForever,
     RetryCommonFourTimes,
     Status,
     environment,
     find_job,
 )
+from perdure.model.policy import _registered as registered
+from perdure.model.policy import registered_retry_policy
 from perdure.model.saferepr import survive
 
 __all__ = ["Outcome", "Put", "Request", "arguments", "put_job"]
@@ -169,7 +172,7 @@ def _maker(request: Request) -> Callable[[], Job]:
             job.retry_policy_factory = factory
         return job
 
-    make()
+    _check_policy(request.policy, make())
     _check_call(request.call, function, args, kwargs)
     return make
 
@@ -177,7 +180,46 @@ def _maker(request: Request) -> Callable[[], Job]:
 def _policy(text: str | None) -> Any:
     if text is None or text in _POLICIES:
         return None if text is None else _POLICIES[text]
-    return find_storable(text) if ":" in text else text
+    if ":" in text:
+        return find_storable(text)
+    if registered_retry_policy(text) is None:
+        known = [*_POLICIES, *filter(None, registered)]
+        others = f"; there are {', '.join(known)}, and MODULE:FACTORY"
+        raise CommandError(
+            f"no retry policy is registered under {text!r} in this process"
+            f"{nearest(text, known) or others}"
+        )
+    return text
+
+
+def _check_policy(text: str | None, job: Job) -> None:
+    """Refuse now what would fail at the first trouble of the job."""
+    if text is None:
+        return
+    try:
+        with keeping_output_clean():
+            policy = job.get_retry_policy()
+    # A factory is the application's code, which may raise anything.
+    except Exception as error:
+        raise CommandError(
+            f"{text} makes no retry policy: called with a job, it raises {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    if not callable(getattr(policy, "on_receive", None)):
+        raise CommandError(
+            f"{text} makes no retry policy, but a {type(policy).__qualname__}: give a factory "
+            "that returns a perdure.model.RetryPolicy"
+        )
+
+
+def _check_quotas(names: Iterable[str], queue: Queue) -> None:
+    for name in names:
+        if name not in queue.quotas:
+            raise CommandError(
+                f"queue {queue_shown(queue.name)} has no quota {name!r}"
+                f"{nearest(name, queue.quotas)} (a quota is made in Python, with "
+                f"queue.quotas.create({name!r}, size=1); no command does it)"
+            )
 
 
 def _check_call(call: str, function: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -197,6 +239,7 @@ def _put(database: Any, request: Request, make: Callable[[], Job]) -> Put:
     for _ in range(ATTEMPTS):
         with connected(database) as connection:
             queue = find_queue(connection, request.queue)
+            _check_quotas(request.settings.get("quota_names", ()), queue)
             job = queue.put(make(), begin_after=_begin_after(request, database))
             put = Put(job.ref, job.callable_name, job.call_text(), queue.name, job.begin_after)
             try:

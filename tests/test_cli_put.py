@@ -20,7 +20,14 @@ from perdure.cli import putting
 from perdure.cli.database import change, connected, opened
 from perdure.cli.options import Source
 from perdure.cli.putting import arguments
-from perdure.model import Status, SystemClock, find_job, get_queue
+from perdure.model import (
+    RetryCommonForever,
+    Status,
+    SystemClock,
+    find_job,
+    get_queue,
+    register_retry_policy,
+)
 from perdure.model.incarnation import Identity, acquire_identity
 from support.shop import Shell, Shop
 from support.systems import HOUR
@@ -177,8 +184,21 @@ def test_the_default_queue_has_a_name_to_type(shell: Shell, shop: Shop, queue):
         (["app:add", "1", "--at", "17:30", "--in", "1m"], "--in and --at exclude each other"),
         (["app:add", "1", "--by", "-1m"], "'-1m' is no duration"),
         (["app:add", "1", "--queue", "mial"], "there is no queue 'mial'; did you mean 'mail'?"),
-        (["app:add", "1", "--quota", "dest"], "call queue.quotas.create('dest', size=…) first"),
-        (["app:add", "1", "--policy", "nevr"], "no retry policy is registered under 'nevr'"),
+        (
+            ["app:add", "1", "--quota", "dest"],
+            "(default) has no quota 'dest'; did you mean 'desk'?",
+        ),
+        (["app:add", "1", "--quota", "dest"], "with queue.quotas.create('dest', size=1)"),
+        (
+            ["app:add", "1", "--policy", "nevr"],
+            "in this process; did you mean 'never'?",
+        ),
+        (
+            ["app:add", "1", "--policy", "x"],
+            "there are never, four-times, forever, and",
+        ),
+        (["app:add", "1", "--policy", "app:add"], "app:add makes no retry policy: called with a"),
+        (["app:add", "1", "--policy", "app:told"], "app:told makes no retry policy, but a str"),
         (["app:add", "1", "--policy", "app:nevr"], "app has no 'nevr'"),
         (["app:add", "1", "--quue", "x"], "No such option"),
         (["app:add", "1", "-x"], "No such option"),
@@ -194,6 +214,18 @@ def test_what_cannot_be_put_is_refused_and_nothing_is_put(
 
     assert expected in shell.refused("put", *words)
     assert len(shell.json("jobs", "--status", "pending")["jobs"]) == 2
+
+
+def test_a_registered_policy_is_found_by_its_name_or_the_nearest(shell: Shell, shop: Shop):
+    register_retry_policy("patient", RetryCommonForever)
+    try:
+        text = shell.refused("put", "app:add", "1", "--policy", "patien")
+        ref = shell.ok("put", "app:add", "1", "--policy", "patient").strip()
+    finally:
+        register_retry_policy("patient", None)
+
+    assert "did you mean 'patient'?" in text
+    assert job_in(shell, ref)["retry_policy"] == "patient"
 
 
 @pytest.mark.parametrize("name", ["os:environ", "os:environ.get", "os:environ.__iter__"])
