@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 from perdure.cli.database import connected, opened
@@ -46,11 +47,19 @@ def check_database(source: Source, *, as_json: bool) -> int:
         for each in names:
             print_line(
                 f"{each.name} is not found ({each.reason}): needed by "
-                f"{', '.join(_users(each))}; `perdure alias` gives it a new name"
+                f"{', '.join(_users(each))}{_remedy(each)}"
             )
         if not violations and not names:
             print_line("all is well")
     return 1 if violations or names else 0
+
+
+def _remedy(name: UnresolvedName) -> str:
+    # What lies in a script has the path of its file for a module, and can have no alias.
+    module = name.name.rpartition(":")[0]
+    if module.endswith(".py") or os.sep in module:
+        return ""
+    return "; `perdure alias` gives it a new name"
 
 
 def _users(name: UnresolvedName) -> list[str]:
