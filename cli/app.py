@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import Any
 
@@ -33,9 +34,32 @@ _COMMANDS = {
 }
 """The module of each command, which has it under its name in `COMMANDS`."""
 
+_OPTIONS_OF_COMMANDS = ("--db", "--app-dir", "--json")
+
 
 class _Commands(click.Group):
     """Imports a command when it is wanted, and lists them in the order of `_COMMANDS`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name not in _OPTIONS_OF_COMMANDS:
+                raise
+            raise click.UsageError(
+                f"{error.option_name} stands behind the command: perdure COMMAND "
+                f"{error.option_name} …",
+                ctx=ctx,
+            ) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        if near and name not in _COMMANDS and not name.startswith("-"):
+            ctx.fail(f"No such command {name!r}; did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)

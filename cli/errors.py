@@ -116,7 +116,7 @@ def run(command: click.Command, args: Sequence[str] | None) -> int:
         _write_to_nobody()
         return UNREAD
     except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx is not None else "perdure"
+        path = error.ctx.command_path if error.ctx is not None else _typed(command, words)
         return _fail(f"{one_line(error).rstrip('.')} (see {path} --help)", ERROR)
     # Nobody who uses a command wants its traceback, unless asked for.
     except Exception as error:
@@ -124,6 +124,16 @@ def run(command: click.Command, args: Sequence[str] | None) -> int:
             _show_traceback(error)
         return _fail(_explained(error), ERROR)
     return result if isinstance(result, int) else 0
+
+
+def _typed(command: click.Command, words: Sequence[str]) -> str:
+    """Return the command that was typed, where an error of click's does not tell."""
+    if isinstance(command, click.Group):
+        known = command.list_commands(click.Context(command))
+        for word in words:
+            if word in known:
+                return f"perdure {word}"
+    return "perdure"
 
 
 def _show_traceback(error: Exception) -> None:

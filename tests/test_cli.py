@@ -159,7 +159,17 @@ def test_a_closed_output_is_told_and_no_file_takes_its_place(shell: Shell, shop:
     ("words", "expected"),
     [
         ([], "Missing command (see perdure --help)"),
-        (["demmo"], "No such command 'demmo'"),
+        (["demmo"], "No such command 'demmo'; did you mean 'demo'? (see perdure --help)"),
+        (["stauts"], "No such command 'stauts'; did you mean 'status'?"),
+        (["zzzzz"], "No such command 'zzzzz' (see perdure --help)"),
+        (["--db", "x.fs", "status"], "--db stands behind the command: perdure COMMAND --db"),
+        (["--db=x.fs", "status"], "--db stands behind the command: perdure COMMAND --db"),
+        (["--dbx", "status"], "--dbx"),
+        (
+            ["put", "app:add", "--wait=3"],
+            "'--wait' does not take a value (see perdure put --help)",
+        ),
+        (["alias", "--remove"], "'--remove' requires an argument (see perdure alias --help)"),
         (["demo", "--limt", "3"], "--limt"),
         (["demo", "--workers", "0"], "'--workers'"),
         (["demo", "--limit", "0"], "'--limit'"),
