@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import click
 import transaction
 from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
 
-from perdure.cli.errors import CommandError, keeping_output_clean
+from perdure.cli.errors import CommandError, keeping_output_clean, shown
 from perdure.cli.naming import DEFAULT_QUEUE, nearest, queue_name, queues_shown
 from perdure.cli.options import Source
 from perdure.model import (
@@ -36,11 +38,36 @@ def opened(source: Source, *, create: bool = False) -> Iterator[Any]:
     Raises `CommandError` where there is none, unless `create`; else what
     `perdure.storage.open_database` raises.
     """
-    database = _open(source, create)
+    # `perdure run`, which makes it, writes all warnings itself.
+    with contextlib.nullcontext() if create else _telling_damage():
+        database = _open(source, create)
     try:
         yield database
     finally:
         database.close()
+
+
+@contextlib.contextmanager
+def _telling_damage() -> Iterator[None]:
+    """Let it be known that ZODB cuts off the end of a damaged file, which it only logs."""
+    log = logging.getLogger("ZODB.FileStorage")
+    handler = _TellDamage(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+class _TellDamage(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith("Writing truncated data") and isinstance(record.args, tuple):
+            name, kept = record.args
+            text = (
+                f"the end of {name} was damaged, or incomplete as after a kill at a commit, and "
+                f"is cut off; it is kept in {kept}"
+            )
+            click.echo(f"perdure: {shown(text)}", err=True)
 
 
 def _open(source: Source, create: bool) -> Any:

@@ -140,6 +140,20 @@ def test_a_database_without_queues_is_told(shell: Shell, call):
     )
 
 
+def test_a_file_whose_end_is_cut_off_is_told(shell: Shell, shop: Shop):
+    os.truncate(shell.database, shell.database.stat().st_size - 20)
+
+    shell.ok("status")
+    first = shell.err
+    shell.ok("status")
+
+    assert first.startswith(f"perdure: the end of {shell.database} was damaged, or incomplete")
+    assert first.endswith(f"is cut off; it is kept in {shell.database}.tr0\n")
+    assert first.count("\n") == 1
+    assert (shell.folder / "perdure.fs.tr0").exists()
+    assert shell.err == ""
+
+
 @every_call
 def test_a_locked_database_is_told(shell: Shell, shop: Shop, call, monkeypatch):
     # For so long it is waited whether the other one shares it.
