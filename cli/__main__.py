@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from perdure.cli.app import main
+from perdure.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

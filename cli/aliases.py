@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from perdure.cli.database import change, opened, reading
-from perdure.cli.naming import find_callable, import_module
+from perdure.cli.errors import CommandError
+from perdure.cli.naming import find_callable, import_module, nearest
 from perdure.cli.options import Source
 from perdure.cli.output import print_json, print_line, print_table
 from perdure.model import aliases, remove_alias, set_alias
@@ -16,6 +17,12 @@ __all__ = ["add_alias", "list_aliases", "take_alias"]
 
 def add_alias(source: Source, old: str, new: str, *, as_json: bool) -> int:
     """Let the stored name `old` stand for `new`, which must be found here."""
+
+    if old == new:
+        raise CommandError(
+            f"{old!r} stands for itself already, unless `perdure alias` lists it: --remove OLD "
+            "takes that back"
+        )
 
     def add(connection: Any) -> None:
         set_alias(connection, old, new)
@@ -29,9 +36,16 @@ def add_alias(source: Source, old: str, new: str, *, as_json: bool) -> int:
 
 def take_alias(source: Source, old: str, *, as_json: bool) -> int:
     """Let the stored name `old` stand for itself again."""
+
+    def take(connection: Any) -> None:
+        if old not in (known := aliases(connection)):
+            none = "" if known else ", and no other"
+            raise CommandError(f"there is no alias {old!r}{nearest(old, known) or none}")
+        remove_alias(connection, old)
+
     return _change(
         source,
-        lambda connection: remove_alias(connection, old),
+        take,
         f"{old} stands for itself again",
         as_json=as_json,
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from perdure.cli.errors import run
-
-__all__ = ["main", "perdure"]
+__all__ = ["perdure"]
 
 _COMMANDS = {
     "run": "perdure.cli.commands.run",
@@ -36,9 +34,32 @@ _COMMANDS = {
 }
 """The module of each command, which has it under its name in `COMMANDS`."""
 
+_OPTIONS_OF_COMMANDS = ("--db", "--app-dir", "--json")
+
 
 class _Commands(click.Group):
     """Imports a command when it is wanted, and lists them in the order of `_COMMANDS`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name not in _OPTIONS_OF_COMMANDS:
+                raise
+            raise click.UsageError(
+                f"{error.option_name} stands behind the command: perdure COMMAND "
+                f"{error.option_name} …",
+                ctx=ctx,
+            ) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        if near and name not in _COMMANDS and not name.startswith("-"):
+            ctx.fail(f"No such command {name!r}; did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -86,15 +107,3 @@ def perdure(traceback: bool) -> None:
     Each command has a --help with an example. Every command but the last two works on a
     database: --db, else $PERDURE_DB, else perdure.fs in the working directory.
     """
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line, and return its exit status.
-
-    `args` are the words after the program's name, None for those of this process. What
-    goes wrong is one line on standard error and status 2; an interrupt is 130. Raises
-    `SystemExit` where whoever reads the output has gone, and what went wrong itself
-    where the words begin with ``--traceback``. To be called from the main thread, which
-    alone is interrupted; touches no transaction of the caller.
-    """
-    return run(perdure, args)

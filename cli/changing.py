@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from perdure.cli.database import change, find_queue, opened
+from perdure.cli.errors import CommandError, one_line
 from perdure.cli.naming import queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import print_json, print_line
-from perdure.model import Job, JobRef, Queue, find_job
+from perdure.model import Job, JobRef, Queue, UnknownSettingError, find_job
 
-__all__ = ["change_jobs", "change_queue"]
+__all__ = ["change_jobs", "change_queue", "check_agents", "resize_agents"]
 
 
 def change_jobs(
@@ -64,3 +65,23 @@ def change_queue(
     else:
         print_line(f"queue {queue_shown(name)} {done}")
     return 0
+
+
+def resize_agents(queue: Queue, size: int, agent: str) -> None:
+    """Let the agents of that name have another size; raises `CommandError` where none has it."""
+    try:
+        queue.resize(size, agent=agent)
+    except UnknownSettingError as error:
+        if agent != "main":
+            check_agents(queue, agent)
+        raise CommandError(one_line(error)) from error
+
+
+def check_agents(queue: Queue, name: str) -> None:
+    """Raise `CommandError` where no agent of a queue has that name."""
+    names = sorted({each for record in queue.dispatchers.records() for each in record})
+    if name not in names:
+        raise CommandError(
+            f"queue {queue_shown(queue.name)} has no agent {name!r}"
+            + (f", only {', '.join(names)}" if names else " yet")
+        )

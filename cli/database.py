@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import click
 import transaction
 from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
 
-from perdure.cli.errors import CommandError
-from perdure.cli.naming import queue_name
+from perdure.cli.errors import CommandError, keeping_output_clean, shown
+from perdure.cli.naming import DEFAULT_QUEUE, nearest, queue_name, queues_shown
 from perdure.cli.options import Source
 from perdure.model import (
     ROOT_KEY,
     DatabaseNotFoundError,
     NotInstalledError,
     Queue,
-    get_queue,
 )
 from perdure.model.queues import find_queues
 from perdure.storage import open_database
@@ -37,11 +38,36 @@ def opened(source: Source, *, create: bool = False) -> Iterator[Any]:
     Raises `CommandError` where there is none, unless `create`; else what
     `perdure.storage.open_database` raises.
     """
-    database = _open(source, create)
+    # `perdure run`, which makes it, writes all warnings itself.
+    with contextlib.nullcontext() if create else _telling_damage():
+        database = _open(source, create)
     try:
         yield database
     finally:
         database.close()
+
+
+@contextlib.contextmanager
+def _telling_damage() -> Iterator[None]:
+    """Let it be known that ZODB cuts off the end of a damaged file, which it only logs."""
+    log = logging.getLogger("ZODB.FileStorage")
+    handler = _TellDamage(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+class _TellDamage(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith("Writing truncated data") and isinstance(record.args, tuple):
+            name, kept = record.args
+            text = (
+                f"the end of {name} was damaged, or incomplete as after a kill at a commit, and "
+                f"is cut off; it is kept in {kept}"
+            )
+            click.echo(f"perdure: {shown(text)}", err=True)
 
 
 def _open(source: Source, create: bool) -> Any:
@@ -60,14 +86,16 @@ def _open(source: Source, create: bool) -> Any:
 def connected(database: Any) -> Iterator[Any]:
     """Give a connection to look at; what is changed through it is dropped.
 
-    Raises `CommandError` where the database has no queues.
+    What code prints meanwhile, since loading imports it, goes to standard error. Raises
+    `CommandError` where the database has no queues.
     """
     manager = transaction.TransactionManager()
     connection = database.open(transaction_manager=manager)
     try:
         manager.begin()
-        _check_installed(connection)
-        yield connection
+        with keeping_output_clean():
+            _check_installed(connection)
+            yield connection
     finally:
         manager.abort()
         connection.close()
@@ -88,7 +116,8 @@ def change(database: Any, work: Callable[[Any], T]) -> T:
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _change_once(database, work)
+            with keeping_output_clean():
+                return _change_once(database, work)
         except ClientDisconnected:
             raise
         except TransientError:
@@ -133,5 +162,12 @@ def _check_installed(connection: Any) -> None:
 
 
 def find_queue(connection: Any, text: str) -> Queue:
-    """Return the queue that somebody calls `text`; raises `QueueNotFoundError`."""
-    return get_queue(connection, queue_name(text, find_queues(connection)))
+    """Return the queue that somebody calls `text`; raises `CommandError` with the nearest."""
+    queues = find_queues(connection)
+    found = queues.get(queue_name(text, queues))
+    if found is None:
+        hint = nearest(text, [name or DEFAULT_QUEUE for name in queues])
+        raise CommandError(
+            f"there is no queue {text!r}{hint or f'; there are {queues_shown(queues)}'}"
+        )
+    return found

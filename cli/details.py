@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import click
-
 from perdure.cli.database import reading
 from perdure.cli.durations import show_duration, show_moment
-from perdure.cli.errors import CommandError, shown
+from perdure.cli.errors import CommandError
 from perdure.cli.listing import Filters, print_jobs, status_shown
 from perdure.cli.naming import queue_shown
 from perdure.cli.options import Source
@@ -79,7 +77,7 @@ def show_traceback(source: Source, job: str, *, as_json: bool) -> int:
 
 def _print_lines(text: str) -> None:
     for line in text.splitlines():
-        click.echo(shown(line))
+        print_line(line)
 
 
 def show_nearest(

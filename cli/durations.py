@@ -53,7 +53,8 @@ def parse_moment(text: str, now: datetime.datetime) -> datetime.datetime:
     try:
         # What has no zone is taken as local time.
         return found.astimezone(datetime.UTC)
-    except (OverflowError, OSError):
+    # At the ends of the calendar the zone would lead beyond them.
+    except (OverflowError, OSError, ValueError):
         raise ValueError(f"{text!r} is no time that can be kept") from None
 
 

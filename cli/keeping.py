@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from perdure.cli.changing import check_agents
 from perdure.cli.database import change, find_queue, opened, reading
 from perdure.cli.durations import show_duration
 from perdure.cli.errors import CommandError
@@ -74,16 +75,9 @@ def _settable(job: Job) -> Job:
 
 
 def _agents(queue: Queue, name: str) -> list[Agent]:
+    check_agents(queue, name)
     found = [record.get(name) for record in queue.dispatchers.records()]
-    agents = [agent for agent in found if agent is not None]
-    if not agents:
-        records = queue.dispatchers.records()
-        names = sorted({each.name for record in records for each in record.agents()})
-        raise CommandError(
-            f"queue {queue_shown(queue.name)} has no agent {name!r}"
-            + (f", only {', '.join(names)}" if names else " yet")
-        )
-    return agents
+    return [agent for agent in found if agent is not None]
 
 
 def show_retention(source: Source, queue: str | None, agent: str | None, *, as_json: bool) -> int:

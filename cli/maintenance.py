@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 from perdure.cli.database import connected, opened
+from perdure.cli.errors import keeping_output_clean
 from perdure.cli.options import Source
 from perdure.cli.output import number_shown, print_json, print_line, size_shown
 from perdure.model import UnresolvedName, check, pack, unresolved
@@ -18,7 +20,8 @@ def pack_database(source: Source, keep: timedelta, *, as_json: bool) -> int:
         with connected(database):
             # Only for its complaint where there are no queues.
             pass
-        report = pack(database, keep=keep)
+        with keeping_output_clean():
+            report = pack(database, keep=keep)
     if as_json:
         print_json(report)
         return 0
@@ -34,7 +37,8 @@ def check_database(source: Source, *, as_json: bool) -> int:
     with opened(source) as database:
         with connected(database) as connection:
             names = unresolved(connection)
-        violations = check(database)
+        with keeping_output_clean():
+            violations = check(database)
     if as_json:
         print_json({"violations": violations, "unresolved": names})
     else:
@@ -43,11 +47,19 @@ def check_database(source: Source, *, as_json: bool) -> int:
         for each in names:
             print_line(
                 f"{each.name} is not found ({each.reason}): needed by "
-                f"{', '.join(_users(each))}; `perdure alias` gives it a new name"
+                f"{', '.join(_users(each))}{_remedy(each)}"
             )
         if not violations and not names:
             print_line("all is well")
     return 1 if violations or names else 0
+
+
+def _remedy(name: UnresolvedName) -> str:
+    # What lies in a script has the path of its file for a module, and can have no alias.
+    module = name.name.rpartition(":")[0]
+    if module.endswith(".py") or os.sep in module:
+        return ""
+    return "; `perdure alias` gives it a new name"
 
 
 def _users(name: UnresolvedName) -> list[str]:

@@ -9,10 +9,22 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from perdure.cli.errors import CommandError
-from perdure.model.names import NOT_OF_THE_CODE
+from perdure.cli.errors import CommandError, keeping_output_clean
+from perdure.model.errors import NotStorableError
+from perdure.model.names import NOT_OF_THE_CODE, split_callable
+from perdure.model.saferepr import survive
 
-__all__ = ["find_callable", "import_module", "process_shown", "queue_name", "queue_shown"]
+__all__ = [
+    "DEFAULT_QUEUE",
+    "find_callable",
+    "find_storable",
+    "import_module",
+    "nearest",
+    "process_shown",
+    "queue_name",
+    "queue_shown",
+    "queues_shown",
+]
 
 DEFAULT_QUEUE = "default"
 _SHOWN = f"({DEFAULT_QUEUE})"
@@ -37,6 +49,17 @@ def queue_shown(name: str | None) -> str:
     return "" if name is None else name or _SHOWN
 
 
+def queues_shown(names: Iterable[str]) -> str:
+    """Return the names of queues in a line, in their order."""
+    return ", ".join(queue_shown(name) for name in sorted(names))
+
+
+def nearest(text: str, names: Iterable[str]) -> str:
+    """Return a question whether the nearest of `names` was meant: text to append, or ""."""
+    near = difflib.get_close_matches(text, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def process_shown(identity: object) -> str:
     """Return the beginning of a process's UUID, which tells those of one database apart."""
     return str(identity)[:8]
@@ -57,12 +80,33 @@ def find_callable(text: str) -> Any:
     path = module_name + ":"
     for part in qualname.split("."):
         try:
-            found = getattr(found, part)
+            # A module may import what is asked of it.
+            with keeping_output_clean():
+                found = getattr(found, part)
         except AttributeError:
             raise CommandError(
                 f"{path.rstrip(':.')} has no {part!r}{_near(found, part, path)}"
             ) from None
         path += f"{part}."
+    # What it is instead is not shown: it may hold what nobody else should see.
+    if not callable(found):
+        raise CommandError(f"{text} cannot be called: give a function")
+    return found
+
+
+def find_storable(text: str) -> Any:
+    """Return what ``MODULE:FUNCTION`` stands for, which a job can store.
+
+    Raises `CommandError`, which calls it by the name that was typed: what it is may hold what
+    nobody else should see.
+    """
+    found = find_callable(text)
+    try:
+        split_callable(found)
+    except NotStorableError as error:
+        shown = survive(lambda: repr(found), lambda error: "")
+        told = str(error).replace(shown, text) if shown else ""
+        raise CommandError(told or f"{text} cannot be stored: give a function") from error
     return found
 
 
@@ -93,7 +137,8 @@ def import_module(name: str) -> Any:
             f"{name!r} is no name of a module: write it as in an import, such as {stem or 'app'}"
         )
     try:
-        return importlib.import_module(name)
+        with keeping_output_clean():
+            return importlib.import_module(name)
     except NOT_OF_THE_CODE:
         raise
     except ModuleNotFoundError as error:

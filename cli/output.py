@@ -7,7 +7,6 @@ import datetime
 import enum
 import json
 import os
-import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from perdure.cli.errors import shown
+from perdure.cli.errors import shown, writing
 from perdure.model import JobRef
 
 if TYPE_CHECKING:
@@ -67,12 +66,17 @@ def _key(field: dataclasses.Field[Any]) -> str:
 
 def print_json(document: Any) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(plain(document), indent=2))
+    _write(json.dumps(plain(document), indent=2))
 
 
 def print_line(text: str) -> None:
     """Print a line, whatever it holds."""
-    click.echo(shown(text))
+    _write(shown(text))
+
+
+def _write(text: str) -> None:
+    with writing():
+        click.echo(text)
 
 
 def _console() -> Console:
@@ -102,8 +106,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         )
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
-    _console().print(table)
-    sys.stdout.flush()
+    with writing():
+        _console().print(table)
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
@@ -114,7 +118,7 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     told = [(name, _cell(value)) for name, value in facts if value is not None and value != ""]
     width = max((len(name) for name, _ in told), default=0)
     for name, text in told:
-        click.echo(f"{click.style(name, bold=True)}{' ' * (width - len(name))}  {text}")
+        _write(f"{click.style(name, bold=True)}{' ' * (width - len(name))}  {text}")
 
 
 def _cell(value: object) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -17,20 +18,23 @@ from ZEO.Exceptions import ClientDisconnected
 
 from perdure.cli.database import ATTEMPTS, connected, find_queue, opened
 from perdure.cli.durations import show_duration
-from perdure.cli.errors import CommandError, one_line
-from perdure.cli.naming import find_callable, queue_shown
+from perdure.cli.errors import CommandError, UnreadError, keeping_output_clean, one_line
+from perdure.cli.naming import find_storable, nearest, queue_shown
 from perdure.cli.options import Source
 from perdure.cli.output import print_json, print_line
 from perdure.model import (
     Job,
     JobRef,
     NeverRetry,
+    Queue,
     RetryCommonForever,
     RetryCommonFourTimes,
     Status,
     environment,
     find_job,
 )
+from perdure.model.policy import _registered as registered
+from perdure.model.policy import registered_retry_policy
 from perdure.model.saferepr import survive
 
 __all__ = ["Outcome", "Put", "Request", "arguments", "put_job"]
@@ -125,15 +129,16 @@ def put_job(source: Source, request: Request, *, wait: bool, as_json: bool) -> i
     make = _maker(request)
     with opened(source) as database:
         put = _put(database, request, make)
+        # Before the wait, so that it can be looked for meanwhile.
+        if not (wait and as_json):
+            with _known_by_number(put):
+                print_json(put) if as_json else print_line(str(put.ref))
         if not wait:
-            print_json(put) if as_json else print_line(str(put.ref))
             return 0
-        if not as_json:
-            # Before the wait, so that it can be looked for meanwhile.
-            print_line(str(put.ref))
         outcome = _wait(database, put)
     if as_json:
-        print_json(outcome)
+        with _known_by_number(put):
+            print_json(outcome)
     elif outcome.failed:
         text = f"job {put.ref} failed: {outcome.result} (perdure traceback {put.ref})"
         click.echo(f"perdure: {one_line(CommandError(text))}", err=True)
@@ -142,9 +147,20 @@ def put_job(source: Source, request: Request, *, wait: bool, as_json: bool) -> i
     return 1 if outcome.failed else 0
 
 
+@contextlib.contextmanager
+def _known_by_number(put: Put) -> Iterator[None]:
+    """Tell which job was put, where its number cannot be written: nobody else knows."""
+    try:
+        yield
+    except UnreadError as error:
+        raise UnreadError(
+            f"job {put.ref} was put, but its number could not be written ({error})"
+        ) from error
+
+
 def _maker(request: Request) -> Callable[[], Job]:
     """Look at all that can be wrong without a database; return what makes the job."""
-    function = find_callable(request.call)
+    function = find_storable(request.call)
     args, kwargs = arguments(request.words, request.literal)
     factory = _policy(request.policy)
 
@@ -156,7 +172,7 @@ def _maker(request: Request) -> Callable[[], Job]:
             job.retry_policy_factory = factory
         return job
 
-    make()
+    _check_policy(request.policy, make())
     _check_call(request.call, function, args, kwargs)
     return make
 
@@ -164,7 +180,46 @@ def _maker(request: Request) -> Callable[[], Job]:
 def _policy(text: str | None) -> Any:
     if text is None or text in _POLICIES:
         return None if text is None else _POLICIES[text]
-    return find_callable(text) if ":" in text else text
+    if ":" in text:
+        return find_storable(text)
+    if registered_retry_policy(text) is None:
+        known = [*_POLICIES, *filter(None, registered)]
+        others = f"; there are {', '.join(known)}, and MODULE:FACTORY"
+        raise CommandError(
+            f"no retry policy is registered under {text!r} in this process"
+            f"{nearest(text, known) or others}"
+        )
+    return text
+
+
+def _check_policy(text: str | None, job: Job) -> None:
+    """Refuse now what would fail at the first trouble of the job."""
+    if text is None:
+        return
+    try:
+        with keeping_output_clean():
+            policy = job.get_retry_policy()
+    # A factory is the application's code, which may raise anything.
+    except Exception as error:
+        raise CommandError(
+            f"{text} makes no retry policy: called with a job, it raises {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    if not callable(getattr(policy, "on_receive", None)):
+        raise CommandError(
+            f"{text} makes no retry policy, but a {type(policy).__qualname__}: give a factory "
+            "that returns a perdure.model.RetryPolicy"
+        )
+
+
+def _check_quotas(names: Iterable[str], queue: Queue) -> None:
+    for name in names:
+        if name not in queue.quotas:
+            raise CommandError(
+                f"queue {queue_shown(queue.name)} has no quota {name!r}"
+                f"{nearest(name, queue.quotas)} (a quota is made in Python, with "
+                f"queue.quotas.create({name!r}, size=1); no command does it)"
+            )
 
 
 def _check_call(call: str, function: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -184,6 +239,7 @@ def _put(database: Any, request: Request, make: Callable[[], Job]) -> Put:
     for _ in range(ATTEMPTS):
         with connected(database) as connection:
             queue = find_queue(connection, request.queue)
+            _check_quotas(request.settings.get("quota_names", ()), queue)
             job = queue.put(make(), begin_after=_begin_after(request, database))
             put = Put(job.ref, job.callable_name, job.call_text(), queue.name, job.begin_after)
             try:
@@ -214,18 +270,22 @@ def _begin_after(request: Request, database: Any) -> datetime.datetime | None:
 def _wait(database: Any, put: Put) -> Outcome:
     """Look until the result is stored; also while the database is away."""
     known = environment(database)
-    told = False
+    told = ""
     with known.results.listen(put.ref, known.clock) as listener:
         while True:
+            trouble = ""
             try:
                 with connected(database) as connection:
                     job = find_job(connection, put.ref)
                     if job.status in (Status.CALLBACKS, Status.COMPLETED):
                         return _outcome(put, job)
-                    if not told and not _is_served(job):
-                        told = _tell(f"no process runs jobs of queue {queue_shown(put.queue)} now")
+                    if not _is_served(job):
+                        trouble = f"no process runs jobs of queue {queue_shown(put.queue)} now"
             except ClientDisconnected:
-                told = told or _tell("the database is away")
+                trouble = "the database is away"
+            if trouble != told:
+                _tell(trouble or f"a process runs jobs of queue {queue_shown(put.queue)} now")
+                told = trouble
             listener.wait(_LOOK_SECONDS)
 
 
@@ -242,9 +302,9 @@ def _outcome(put: Put, job: Job) -> Outcome:
 def _is_served(job: Job) -> bool:
     queue = job.queue
     assert queue is not None
-    return any(each.active and not each.dead for each in queue.dispatchers.records())
+    # Its lock tells at once that a process has ended, its last ping only after a minute.
+    return any(each.active and not each.ended() for each in queue.dispatchers.records())
 
 
-def _tell(text: str) -> bool:
+def _tell(text: str) -> None:
     click.echo(f"perdure: {text}; waiting (Ctrl-C ends the wait, and not the job)", err=True)
-    return True

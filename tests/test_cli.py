@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 from perdure.cli import main
 from perdure.cli.app import _COMMANDS, perdure
 from perdure.cli.errors import CommandError, one_line, run, shown
+from support.shop import Shell, Shop
 
 
 def failing(error: BaseException | None) -> click.Command:
@@ -121,11 +123,53 @@ def test_a_reader_that_has_gone_is_status_1_and_silence(capfd, monkeypatch):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["show", "24"], ["alias"]])
+def test_output_that_cannot_be_written_is_status_1_and_told(
+    shell: Shell, shop: Shop, monkeypatch, unwritable, words
+):
+    words = [shop.added if word == "24" else word for word in words]
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", unwritable)
+        status = shell.run(*words)
+
+    assert status == 1
+    assert shell.err.startswith("perdure: the output could not be written: ")
+    assert shell.err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_closed_output_is_told_and_no_file_takes_its_place(shell: Shell, shop: Shop):
+    before = shell.database.read_bytes()
+
+    done = subprocess.run(
+        ["sh", "-c", f"exec {shlex.quote(sys.executable)} -m perdure.cli status >&-"],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+
+    assert done.returncode == 1
+    expected = "perdure: the output could not be written: standard output is closed\n"
+    assert done.stderr == expected
+    assert shell.database.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         ([], "Missing command (see perdure --help)"),
-        (["demmo"], "No such command 'demmo'"),
+        (["demmo"], "No such command 'demmo'; did you mean 'demo'? (see perdure --help)"),
+        (["stauts"], "No such command 'stauts'; did you mean 'status'?"),
+        (["zzzzz"], "No such command 'zzzzz' (see perdure --help)"),
+        (["--db", "x.fs", "status"], "--db stands behind the command: perdure COMMAND --db"),
+        (["--db=x.fs", "status"], "--db stands behind the command: perdure COMMAND --db"),
+        (["--dbx", "status"], "--dbx"),
+        (
+            ["put", "app:add", "--wait=3"],
+            "'--wait' does not take a value (see perdure put --help)",
+        ),
+        (["alias", "--remove"], "'--remove' requires an argument (see perdure alias --help)"),
         (["demo", "--limt", "3"], "--limt"),
         (["demo", "--workers", "0"], "'--workers'"),
         (["demo", "--limit", "0"], "'--limit'"),
@@ -165,9 +209,36 @@ def test_an_interrupt_is_status_130(capsys):
     assert capsys.readouterr().err.strip() == "perdure: interrupted"
 
 
-def test_the_traceback_can_be_had():
-    with pytest.raises(ZeroDivisionError):
-        run(failing(ZeroDivisionError()), ["--traceback"])
+def test_the_traceback_can_be_had(capsys):
+    assert run(failing(ZeroDivisionError("no\x1b[31m")), ["--traceback"]) == 2
+
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2] == r"ZeroDivisionError: no\x1b[31m"
+    assert lines[-1].startswith("perdure: unexpected ZeroDivisionError: no")
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_an_interrupt_while_modules_are_imported_is_told():
+    # As if it came while click is imported.
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "sys.argv = ['perdure', 'status']\n"
+        "import runpy\n"
+        "runpy.run_module('perdure.cli', run_name='__main__', alter_sys=True)\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "perdure: interrupted\n")
 
 
 def test_control_codes_and_broken_names_are_escaped():

@@ -13,7 +13,7 @@ from ZODB.POSException import ConflictError
 from perdure.cli import changing, maintenance
 from perdure.cli.database import change, connected, opened
 from perdure.cli.options import Source
-from perdure.model import Status, find_job, get_queue
+from perdure.model import Status, UnresolvedName, find_job, get_queue
 from support.shop import Shell, Shop
 
 
@@ -191,7 +191,7 @@ def test_packing_makes_the_file_smaller(shell: Shell, shop: Shop):
         shell.ok("resume", "mail")
     before = shell.database.stat().st_size
 
-    report = shell.json("pack")
+    report = shell.json("pack", "--keep", "0s")
 
     assert report["before_bytes"] == before
     assert report["after_bytes"] == shell.database.stat().st_size < before
@@ -205,6 +205,20 @@ def test_check_says_what_is_wrong_and_is_status_1(shell: Shell, shop: Shop, monk
     assert shell.out == "its length is 3\n"
     assert shell.run("check", "--json") == 1
     assert '"its length is 3"' in shell.out
+
+
+def test_check_names_no_alias_for_what_lies_in_a_script(shell: Shell, shop: Shop, monkeypatch):
+    names = [
+        UnresolvedName(name, "not here", 1, 0, None, ())
+        for name in ("/srv/script.py:hello", "shop:gone")
+    ]
+    monkeypatch.setattr(maintenance, "unresolved", lambda connection: names)
+
+    assert shell.run("check") == 1
+
+    script, module = shell.out.splitlines()
+    assert script == "/srv/script.py:hello is not found (not here): needed by 1 job (0 parked)"
+    assert module.endswith("; `perdure alias` gives it a new name")
 
 
 # Conflicts and losses

@@ -140,6 +140,20 @@ def test_a_database_without_queues_is_told(shell: Shell, call):
     )
 
 
+def test_a_file_whose_end_is_cut_off_is_told(shell: Shell, shop: Shop):
+    os.truncate(shell.database, shell.database.stat().st_size - 20)
+
+    shell.ok("status")
+    first = shell.err
+    shell.ok("status")
+
+    assert first.startswith(f"perdure: the end of {shell.database} was damaged, or incomplete")
+    assert first.endswith(f"is cut off; it is kept in {shell.database}.tr0\n")
+    assert first.count("\n") == 1
+    assert (shell.folder / "perdure.fs.tr0").exists()
+    assert shell.err == ""
+
+
 @every_call
 def test_a_locked_database_is_told(shell: Shell, shop: Shop, call, monkeypatch):
     # For so long it is waited whether the other one shares it.
@@ -263,10 +277,14 @@ def test_an_unknown_queue_is_told_with_the_nearest(shell: Shell, shop: Shop, wor
         (["resize", "mail:1.5"], "not '1.5'"),
         (["resize", "mail:٣"], "not '٣'"),
         (["resize", "mail:99999999999999999999"], "not '99999999999999999999'"),
-        (["resize", "mail:3", "--agent", "other"], "other"),
+        (["resize", "mail:3", "--agent", "other"], "queue mail has no agent 'other', only main\n"),
+        (["resize", ":3", "--agent", "other"], "queue (default) has no agent 'other', only main"),
         (["run", "--queue", "mail"], "'mail' has no size"),
         (["run", "--queue", "mail:x"], "not 'x'"),
-        (["run", "--queue", "mail:1", "--queue", "mail:2"], "queue 'mail' is given twice"),
+        (["run", "--queue", "mail:1", "--queue", "mail:2"], "queue mail is given twice"),
+        (["run", "--queue", ":1", "--queue", ":2"], "queue (default) is given twice"),
+        (["pause", "zzz"], "there is no queue 'zzz'; there are (default), mail\n"),
+        (["pause", "defualt"], "there is no queue 'defualt'; did you mean 'default'?"),
         (["run", "--queue", ":1", "--queue", "default:2"], "queue (default) is given twice"),
         (["run", "--drain", "10"], "'10' is no duration: write 90s"),
         (["run", "--drain", "-1s"], "'-1s' is no duration"),
@@ -284,6 +302,8 @@ def test_an_unknown_queue_is_told_with_the_nearest(shell: Shell, shop: Shop, wor
         (["jobs", "--walk", "0"], "'--walk'"),
         (["jobs", "--counts", "--statistics"], "exclude each other"),
         (["jobs", "--counts", "--failed"], "use --statistics with the others"),
+        (["jobs", "--since", "0001-01-01"], "'0001-01-01' is no time that can be kept"),
+        (["put", "app:add", "1", "--at", "0001-01-01"], "is no time that can be kept"),
         (["polls", "--since", "x"], "'x' is no time"),
         (["polls", "--limit", "0"], "'--limit'"),
         (["keep", "--failed", "1d"], "say for which QUEUE"),
@@ -295,13 +315,13 @@ def test_an_unknown_queue_is_told_with_the_nearest(shell: Shell, shop: Shop, wor
         (["pack", "--keep", "7"], "'7' is no duration"),
         (["alias", "app:old"], "say the NEW name, too"),
         (["alias", "app:old", "--remove", "app:old"], "--remove goes without OLD and NEW"),
-        (["alias", "--remove", "app:old"], "there is no alias 'app:old'"),
+        (["alias", "--remove", "app:old"], "there is no alias 'app:old', and no other\n"),
         (["alias", "app:old", "app:ad"], "app has no 'ad'; did you mean app:add?"),
         (["alias", "app:old", "ap:add"], "there is no module 'ap'; did you mean app?"),
         (["alias", "old", "ap"], "there is no module 'ap'; did you mean app?"),
         (["alias", "app:old", "app"], "are not of one kind"),
         (["alias", "app old", "app:add"], "'app old' is no name"),
-        (["alias", "app:add", "app:add"], "cannot stand for"),
+        (["alias", "app:add", "app:add"], "'app:add' stands for itself already"),
         (["retry"], "Missing argument 'JOB...'"),
         (["retry", "DONE"], "has succeeded, and what it did is committed"),
         (["cancel", "DONE"], "only a job that has not begun can be cancelled"),

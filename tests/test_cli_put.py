@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import signal
+import sys
 import threading
 from datetime import timedelta
 from typing import Any
@@ -16,10 +17,18 @@ from ZODB.POSException import ConflictError
 
 from perdure.actors import start
 from perdure.cli import putting
-from perdure.cli.database import connected, opened
+from perdure.cli.database import change, connected, opened
 from perdure.cli.options import Source
 from perdure.cli.putting import arguments
-from perdure.model import Status, find_job
+from perdure.model import (
+    RetryCommonForever,
+    Status,
+    SystemClock,
+    find_job,
+    get_queue,
+    register_retry_policy,
+)
+from perdure.model.incarnation import Identity, acquire_identity
 from support.shop import Shell, Shop
 from support.systems import HOUR
 
@@ -75,6 +84,22 @@ def test_the_id_of_the_job_is_printed(shell: Shell, shop: Shop):
     assert job["call"] == "app:show(1, 'two', x=3)"
     assert (job["status"], job["queue"]) == ("pending", "")
     assert shell.err == ""
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]], ids=["text", "json"])
+def test_a_job_whose_number_cannot_be_written_is_told(
+    shell: Shell, shop: Shop, monkeypatch, unwritable, extra
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", unwritable)
+        status = shell.run("put", "app:show", "unheard", *extra)
+    told = shell.err
+
+    jobs = shell.json("jobs", "--status", "pending")["jobs"]
+    (ref,) = [job["ref"] for job in jobs if job["call"] == "app:show('unheard')"]
+    assert status == 1
+    assert told.startswith(f"perdure: job {ref} was put, but its number could not be written")
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -143,7 +168,9 @@ def test_the_default_queue_has_a_name_to_type(shell: Shell, shop: Shop, queue):
         (["app:ad"], "app has no 'ad'; did you mean app:add?"),
         (["app:zzzzz"], "app has no 'zzzzz'; it has add, fail, greet, show, told"),
         (["app:add.zz"], "app:add has no 'zz'"),
-        (["app:number"], "7 cannot be called"),
+        (["app:number"], "app:number cannot be called: give a function"),
+        (["app:__name__"], "app:__name__ cannot be called: give a function"),
+        (["app:add", "1", "--policy", "app:number"], "app:number cannot be called"),
         (["broken:f"], "module 'broken' cannot be imported: ZeroDivisionError: division by zero"),
         (["helper:f"], "module 'helper' cannot be imported: it needs 'not_there', which is not"),
         (["exits:f"], "module 'exits' cannot be imported: SystemExit: 3"),
@@ -157,8 +184,21 @@ def test_the_default_queue_has_a_name_to_type(shell: Shell, shop: Shop, queue):
         (["app:add", "1", "--at", "17:30", "--in", "1m"], "--in and --at exclude each other"),
         (["app:add", "1", "--by", "-1m"], "'-1m' is no duration"),
         (["app:add", "1", "--queue", "mial"], "there is no queue 'mial'; did you mean 'mail'?"),
-        (["app:add", "1", "--quota", "dest"], "call queue.quotas.create('dest', size=…) first"),
-        (["app:add", "1", "--policy", "nevr"], "no retry policy is registered under 'nevr'"),
+        (
+            ["app:add", "1", "--quota", "dest"],
+            "(default) has no quota 'dest'; did you mean 'desk'?",
+        ),
+        (["app:add", "1", "--quota", "dest"], "with queue.quotas.create('dest', size=1)"),
+        (
+            ["app:add", "1", "--policy", "nevr"],
+            "in this process; did you mean 'never'?",
+        ),
+        (
+            ["app:add", "1", "--policy", "x"],
+            "there are never, four-times, forever, and",
+        ),
+        (["app:add", "1", "--policy", "app:add"], "app:add makes no retry policy: called with a"),
+        (["app:add", "1", "--policy", "app:told"], "app:told makes no retry policy, but a str"),
         (["app:add", "1", "--policy", "app:nevr"], "app has no 'nevr'"),
         (["app:add", "1", "--quue", "x"], "No such option"),
         (["app:add", "1", "-x"], "No such option"),
@@ -174,6 +214,31 @@ def test_what_cannot_be_put_is_refused_and_nothing_is_put(
 
     assert expected in shell.refused("put", *words)
     assert len(shell.json("jobs", "--status", "pending")["jobs"]) == 2
+
+
+def test_a_registered_policy_is_found_by_its_name_or_the_nearest(shell: Shell, shop: Shop):
+    register_retry_policy("patient", RetryCommonForever)
+    try:
+        text = shell.refused("put", "app:add", "1", "--policy", "patien")
+        ref = shell.ok("put", "app:add", "1", "--policy", "patient").strip()
+    finally:
+        register_retry_policy("patient", None)
+
+    assert "did you mean 'patient'?" in text
+    assert job_in(shell, ref)["retry_policy"] == "patient"
+
+
+@pytest.mark.parametrize("name", ["os:environ", "os:environ.get", "os:environ.__iter__"])
+@pytest.mark.parametrize("before", [[], ["app:add", "1", "--policy"]], ids=["call", "policy"])
+def test_what_cannot_be_stored_is_named_as_it_was_typed_and_not_shown(
+    shell: Shell, shop: Shop, monkeypatch, before, name
+):
+    monkeypatch.setenv("PASSWORD_OF_A_TEST", "secret-of-a-test")
+
+    text = shell.refused("put", *before, name)
+
+    assert f"perdure: {name} " in text
+    assert "OF_A_TEST" not in text and "secret-of-a-test" not in text
 
 
 def test_what_has_no_signature_is_put_all_the_same(shell: Shell, shop: Shop):
@@ -303,17 +368,54 @@ def test_the_wait_says_that_nobody_is_at_work_and_can_be_interrupted(
     told = threading.Event()
     tell = putting._tell
 
-    def interrupt(text: str) -> bool:
-        done = tell(text)
+    def interrupt(text: str) -> None:
+        tell(text)
         told.set()
         signal.raise_signal(signal.SIGINT)
-        return done
 
     monkeypatch.setattr(putting, "_tell", interrupt)
 
     assert shell.run("put", "app:add", "1", "--wait") == 130
     assert "no process runs jobs of queue (default) now; waiting" in shell.err
     assert job_in(shell, shell.out.strip())["status"] == Status.PENDING.value
+
+
+def test_the_wait_says_again_whenever_what_it_waits_for_changes(
+    shell: Shell, shop: Shop, monkeypatch
+):
+    served = [True, False, False, True, False]
+
+    def is_served(job: Any) -> bool:
+        if not served:
+            signal.raise_signal(signal.SIGINT)
+        return served.pop(0)
+
+    monkeypatch.setattr(putting, "_is_served", is_served)
+    monkeypatch.setattr(putting, "_LOOK_SECONDS", 0)
+
+    assert shell.run("put", "app:add", "1", "--wait") == 130
+    assert [line.split()[1:3] for line in shell.err.splitlines() if line] == [
+        ["no", "process"],
+        ["a", "process"],
+        ["no", "process"],
+        ["interrupted"],
+    ]
+
+
+def test_a_process_that_has_ended_serves_nobody_from_that_moment_on(shell: Shell, shop: Shop):
+    identity = acquire_identity(shell.database, clock=SystemClock(), environ={})
+    with opened(Source("perdure.fs")) as database:
+        change(database, lambda connection: _activate(connection, identity))
+        with connected(database) as connection:
+            job = find_job(connection, shop.waiting)
+            before = putting._is_served(job)
+            identity.close()
+            assert (before, putting._is_served(job)) == (True, False)
+
+
+def _activate(connection: Any, identity: Identity) -> None:
+    record = get_queue(connection).dispatchers.register(identity.uuid)
+    record.activate("token", identity.incarnation)
 
 
 @pytest.mark.slow

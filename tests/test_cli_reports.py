@@ -338,3 +338,37 @@ def test_a_pack_forgets_the_jobs_whose_time_is_over(shell: Shell, shop: Shop):
     assert f"job {ref} was forgotten" in shell.refused("show", ref)
     assert ref not in [job["ref"] for job in shell.json("jobs")["jobs"]]
     assert shell.json("show", shop.added)["result"] == "5"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "--json"],
+        ["show", "MAIL", "--json"],
+        ["put", "app:add", "1", "--json"],
+        ["alias", "app:old", "app:add", "--json"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_a_module_prints_is_not_in_the_output(shell: Shell, shop: Shop, words):
+    with (shell.folder / "app.py").open("a") as module:
+        module.write('print("here I am")\n')
+    shell.forget_modules()
+
+    status = shell.run(*[shop.mail if word == "MAIL" else word for word in words])
+
+    assert status == 0
+    json.loads(shell.out)
+    if words[0] != "show":
+        assert "here I am" in shell.err
+
+
+def test_what_a_module_prints_is_not_in_the_number_of_a_job(shell: Shell, shop: Shop):
+    with (shell.folder / "app.py").open("a") as module:
+        module.write('print("here I am")\n')
+    shell.forget_modules()
+
+    number = shell.ok("put", "app:add", "1").strip()
+
+    assert int(number, 16)
+    assert shell.err == "here I am\n"

@@ -69,13 +69,13 @@ def resize(source: Source, queue_and_size: tuple[str, int], agent: str, as_json:
     Example:
       perdure resize mail:8
     """
-    from perdure.cli.changing import change_queue
+    from perdure.cli.changing import change_queue, resize_agents
 
     queue, size = queue_and_size
     return change_queue(
         source,
         queue,
-        lambda found: found.resize(size, agent=agent),
+        lambda found: resize_agents(found, size, agent),
         f"runs {size} jobs at once in each process",
         lambda found: {"agent": agent, "size": size},
         as_json=as_json,

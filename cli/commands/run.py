@@ -73,12 +73,12 @@ def run(
     """
     from perdure.cli.database import opened
     from perdure.cli.logs import writing_logs
-    from perdure.cli.naming import import_module
+    from perdure.cli.naming import import_module, queue_shown
     from perdure.cli.serving import serve
 
     names = [name for name, _ in queues]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise click.UsageError(f"queue {twice[0]!r} is given twice: give it one size")
+        raise click.UsageError(f"queue {queue_shown(twice[0])} is given twice: give it one size")
     # Before anything is made: what cannot be imported is no reason for a new database.
     for module in modules:
         import_module(module)

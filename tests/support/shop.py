@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import transaction
@@ -185,3 +186,15 @@ def shop(shell: Shell, _made_shop: tuple[Path, Shop]) -> Shop:
     """Lets the folder of `shell` have a database: done, failed and waiting jobs."""
     shutil.copy(_made_shop[0], shell.database)
     return _made_shop[1]
+
+
+@pytest.fixture(params=["closed", "full"])
+def unwritable(request: pytest.FixtureRequest) -> Iterator[TextIO | None]:
+    """A standard output that cannot be written: None, as of a closed one, or a full disk."""
+    if request.param == "closed":
+        yield None
+        return
+    full = open("/dev/full", "w")
+    yield full
+    with contextlib.suppress(OSError):
+        full.close()
