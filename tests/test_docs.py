@@ -113,7 +113,7 @@ def test_the_examples_of_a_page_do_what_they_say(page, tmp_path, monkeypatch):
 def modules() -> list[str]:
     """Every module of the package, by its import name."""
     found = []
-    for room in ("model", "actors", "cli"):
+    for room in ("model", "actors", "cli", "server"):
         package = importlib.import_module(f"perdure.{room}")
         found += [package.__name__]
         found += [
