@@ -5,6 +5,10 @@ suspended in between keeps it. ZEO's `transaction-timeout` closes the connection
 client, but the session behind the connection never hears of that: the storage stays locked
 until the server is restarted. Here a connection that is closed, by whomever, ends its session,
 whose transaction is aborted; and there always is a time limit.
+
+Clients fetch object ids in advance. A server that was killed knows only those that were
+committed, and would hand out the others once more, to another client; commits of both would
+fail then. Here a server begins far behind the last id that it knows.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from ZEO.asyncio.server import Acceptor, ServerProtocol
 from ZEO.runzeo import ZEOOptions, ZEOServer
 from ZEO.StorageServer import StorageServer, ZEOStorage
 from ZODB.POSException import StorageTransactionError
+from ZODB.utils import p64, u64
 
 __all__ = ["COMMIT_LIMIT", "Server", "main"]
 
@@ -24,6 +29,9 @@ COMMIT_LIMIT = timedelta(seconds=10)
 """How long a client may take from its vote to its finish, unless the server is told otherwise."""
 
 _UNREAD_KEPT_SECONDS = 1.0
+
+_IDS_PASSED_OVER = 100_000
+"""A client fetches a hundred at a time."""
 
 
 class Server(StorageServer):
@@ -35,10 +43,18 @@ class Server(StorageServer):
     def __init__(self, addr: Any, storages: Any, **settings: Any) -> None:
         if settings.get("transaction_timeout") is None:
             settings["transaction_timeout"] = COMMIT_LIMIT.total_seconds()
+        for storage in storages.values():
+            _pass_over_ids(storage)
         super().__init__(addr, storages, Acceptor=_Acceptor, **settings)
 
     def create_client_handler(self) -> ZEOStorage:
         return _Session(self, self.read_only)
+
+
+def _pass_over_ids(storage: Any) -> None:
+    # Not every kind of storage counts its ids, and is served for writing.
+    if hasattr(storage, "set_max_oid") and not storage.isReadOnly():
+        storage.set_max_oid(p64(u64(storage.new_oid()) + _IDS_PASSED_OVER))
 
 
 class _Session(ZEOStorage):

@@ -83,8 +83,8 @@ class Child:
         try:
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
-        except OSError:
-            pass  # it has ended
+        except (OSError, ValueError):
+            pass  # it has ended, or was closed
 
     def signal(self, number: int) -> None:
         """Send a signal, where it has not ended."""

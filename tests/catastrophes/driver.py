@@ -100,11 +100,12 @@ class _Run:
             self._stage.place(size=_WORKER_SIZE, faults=names)
         work = {kind: weight * _POISON_EVERY for kind, weight in WORK_WEIGHTS.items()}
         work["poison"] = sum(WORK_WEIGHTS.values())
-        troubles = WEIGHTS
+        troubles, pause_seconds = WEIGHTS, 1.5
         if fault is not None:
+            pause_seconds = 0.7
             work, troubles = dict(FAULTS[fault].work), dict(FAULTS[fault].troubles)
         self._putter = Putter(self._database, self._books, seed, work, put_pause_seconds)
-        self._troubles = Troubles(self._stage, self._books, seed, troubles, 0.7)
+        self._troubles = Troubles(self._stage, self._books, seed, troubles, pause_seconds)
 
     def run(self, seconds: float) -> Outcome:
         self._putter.install()

@@ -98,6 +98,7 @@ class Putter:
             except (TransientError, StorageError, OSError) as error:
                 self._books.in_doubt[number] = kind
                 self._books.write("in doubt", number=number, kind=kind, error=repr(error))
+                self._stop.wait(0.5)
                 return
             self._stop.wait(0.2)
 

@@ -47,7 +47,7 @@ def progress(connection: Any) -> tuple[int, ...]:
         sum(ledger.count for ledger in root[LEDGERS]),
         sum(len(queue) for queue in queues),
         len(unended(connection)),
-        sum(len(claims.made) for claims in root[CLAIMS].values()),
+        sum(len(claims.made()) for claims in root[CLAIMS].values()),
     )
 
 
@@ -187,7 +187,7 @@ class _Verdict:
 
     def _own_commits(self) -> Iterator[str]:
         for number, claims in self._claims.items():
-            made = list(claims.made)
+            made = claims.made()
             claim_numbers = [claim for claim, _ in made]
             if claim_numbers != sorted(claim_numbers):
                 yield f"job {number} was committed for by claims that it had lost: {made}"

@@ -18,7 +18,6 @@ from typing import Any
 import transaction
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
-from persistent.list import PersistentList
 
 from catastrophes.stage import FOLDER
 from perdure.model import (
@@ -145,20 +144,31 @@ def note_at_last(ledger: Ledger, key: str) -> str:
 
 
 class Claims(Persistent):
-    """By which claim of a job, and in which process, each commit was made."""
+    """By which claim of a job, and in which process, each commit was made, and when.
+
+    Two that commit do not conflict here, so that only the fence keeps them apart.
+    """
 
     def __init__(self) -> None:
-        self.made = PersistentList()
+        self._made = OOBTree()
+
+    def note(self, claim: int) -> None:
+        """Note that this process commits for that claim."""
+        self._made[time.monotonic(), os.getpid()] = claim
+
+    def made(self) -> list[tuple[int, int]]:
+        """Return claims and processes, in the order of the commits."""
+        return [(claim, pid) for (_, pid), claim in self._made.items()]
 
 
 def commit_by_itself(claims: Claims, seconds: float) -> int:
     """Commit a few times, and note each time which claim of this job does so."""
     number: int = local.get_job()._claim
     for _ in range(FIRST_FEW_COMMITS):
-        claims.made.append((number, os.getpid()))
+        claims.note(number)
         transaction.commit()
         pause(seconds)
-    claims.made.append((number, os.getpid()))
+    claims.note(number)
     return number
 
 
