@@ -194,8 +194,10 @@ class DispatcherRecord(Persistent):
 
         `own` is the incarnation of the process that asks.
         """
-        if self.dead:
-            return True
+        return self.dead or self.proved_dead(own)
+
+    def proved_dead(self, own: Incarnation | None = None) -> bool:
+        """Tell whether the process that activated it is provably gone; as `ended`."""
         return self.incarnation is not None and proved_dead(self.incarnation, own)
 
     def stripes(self) -> list[int]:

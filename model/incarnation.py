@@ -26,7 +26,7 @@ from perdure.model.clock import Clock
 from perdure.model.errors import IdentityError
 from perdure.model.lockfile import SUPPORTED, LockFile
 
-__all__ = ["Identity", "Incarnation", "acquire_identity", "proved_dead"]
+__all__ = ["Identity", "Incarnation", "acquire_identity", "may_be_proved", "proved_dead"]
 
 events = logging.getLogger("perdure.events")
 
@@ -149,9 +149,7 @@ def proved_dead(incarnation: Incarnation, own: Incarnation | None = None) -> boo
     `own` is the caller's incarnation, whose `Identity` is not closed: if it holds the lock of
     the very file that the other had locked, the other one has ended. Never waits or raises.
     """
-    if not (incarnation.boot_id and SUPPORTED):
-        return False
-    if (incarnation.host, incarnation.boot_id) != (socket.gethostname(), _boot_id()):
+    if not may_be_proved(incarnation):
         return False
     if own is not None and _same_file(own, incarnation):
         return own.token != incarnation.token
@@ -171,6 +169,13 @@ def proved_dead(incarnation: Incarnation, own: Incarnation | None = None) -> boo
         return False
     finally:
         file.close()
+
+
+def may_be_proved(incarnation: Incarnation) -> bool:
+    """Return whether the end of this incarnation could be proved here, once it has ended."""
+    if not (incarnation.boot_id and SUPPORTED):
+        return False
+    return (incarnation.host, incarnation.boot_id) == (socket.gethostname(), _boot_id())
 
 
 def _same_file(one: Incarnation, other: Incarnation) -> bool:

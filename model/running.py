@@ -320,6 +320,7 @@ class Runner:
         self, job: Job, extra: tuple[Any, ...], kwargs: dict[str, Any], attempt: Attempt
     ) -> JobErrored | CommitErrored | None:
         """Call the callable and commit its result; return what went wrong, or None."""
+        assert self._fence is not None
         before = job.__getstate__() if job._p_jar is None else None
         info = None
         returned = False

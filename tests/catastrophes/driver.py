@@ -10,6 +10,7 @@ exactly, by the machine.
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
 import sys
 import tempfile
@@ -68,10 +69,20 @@ def drive(
     fault: str | None = None,
     put_pause_seconds: float = 0.03,
     patience_seconds: float = 150,
+    longest_jump_seconds: float = 150,
     tell: bool = True,
 ) -> Outcome:
     """Make trouble for that long, let everything end, and return what was found."""
-    run = _Run(seed, folder, workers, fault, put_pause_seconds, patience_seconds, tell)
+    run = _Run(
+        seed,
+        folder,
+        workers,
+        fault,
+        put_pause_seconds,
+        patience_seconds,
+        longest_jump_seconds,
+        tell,
+    )
     try:
         return run.run(seconds)
     finally:
@@ -87,10 +98,14 @@ class _Run:
         fault: str | None,
         put_pause_seconds: float,
         patience_seconds: float,
+        longest_jump_seconds: float,
         tell: bool,
     ) -> None:
         self._tell = tell
+        # A job that was put off by a clock that is ahead comes as much later.
         self._patience_seconds = patience_seconds
+        if fault is None:
+            self._patience_seconds += longest_jump_seconds
         self._stage = Stage(folder)
         self._books = Books(folder / "books.lines")
         self._stage.start_server()
@@ -105,7 +120,9 @@ class _Run:
             pause_seconds = 0.7
             work, troubles = dict(FAULTS[fault].work), dict(FAULTS[fault].troubles)
         self._putter = Putter(self._database, self._books, seed, work, put_pause_seconds)
-        self._troubles = Troubles(self._stage, self._books, seed, troubles, pause_seconds)
+        self._troubles = Troubles(
+            self._stage, self._books, seed, troubles, pause_seconds, longest_jump_seconds
+        )
 
     def run(self, seconds: float) -> Outcome:
         self._putter.install()
@@ -191,6 +208,8 @@ def main(args: Sequence[str] | None = None) -> int:
     given = parser.parse_args(args)
     folder = given.keep or Path(tempfile.mkdtemp(prefix="perdure-catastrophes-"))
     keep = given.keep is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(filename=folder / "driver.log", level=logging.WARNING)
     try:
         outcome = drive(
             60 * given.minutes,

@@ -49,6 +49,7 @@ class Troubles:
         seed: int,
         weights: Mapping[str, int],
         pause_seconds: float,
+        longest_jump_seconds: float,
     ) -> None:
         self._stage = stage
         self._books = books
@@ -56,6 +57,7 @@ class Troubles:
         self._kinds = list(weights)
         self._weights = list(weights.values())
         self._pause_seconds = pause_seconds
+        self._longest_jump_seconds = longest_jump_seconds
         self._stop = threading.Event()
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -288,7 +290,11 @@ class Troubles:
         place = self._choose()
         if place is None or place.child is None:
             return
-        seconds = self._random.choice([-1, 1]) * (10 + 600 * self._random.random())
+        # Far enough for a sibling to look dead. What is put off for later by a clock that is
+        # ahead comes as much later.
+        shortest = 2 * DEATH_SECONDS
+        seconds = shortest + (self._longest_jump_seconds - shortest) * self._random.random()
+        seconds *= self._random.choice([-1, 1])
         self._books.did("jump", place.child.pid, seconds=seconds)
         child = place.child
         child.tell(f"jump {seconds}")
