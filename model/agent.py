@@ -392,7 +392,7 @@ class Agent(Tally, Persistent):
         elif status in (Status.ACTIVE, Status.CALLBACKS):
             job._lose()
             kind = "interrupt" if status is Status.ACTIVE else "resume"
-            self.queue._put_internal(kind, job)
+            self.queue._put_internal(kind, job, job._claim)
         else:
             raise BadStatusError(f"{job!r} is {status.name}, and an agent holds it")
 

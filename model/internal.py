@@ -21,7 +21,8 @@ class InternalJob(Job):
     ended, and go on with it if that ends it) or ``"recover"`` (take it from its agent, whose
     dispatcher died under the claim with the number `claim`, and was buried by one that could
     not load the job). It may be run any number of times, so that it needs no policy: losing
-    its worker only puts it back into the queue.
+    its worker only puts it back into the queue. An interruption and a resumption note the
+    `claim` by which the job was taken from its worker: once it was claimed again, they are over.
     """
 
     claim: int | None = None
