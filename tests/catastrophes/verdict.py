@@ -28,6 +28,7 @@ _ENDURED = (
     "ConflictError",
     "OSError",
     "ReadConflictError",
+    "ServerException",
     "StorageError",
     "StorageTransactionError",
 )
@@ -150,8 +151,11 @@ class _Verdict:
             yield from self._outcome(job, key, True, False)
             for depth in range(job.args[2] + 1):
                 yield from self._note(f"{key}/{depth}", done=not job.failed)
-        elif kind in ("quota", "own-commits"):
+        elif kind == "quota":
             yield from self._outcome(job, key, True, False)
+        elif kind == "own-commits":
+            # What its own commits meet is an error of its code.
+            yield from self._outcome(job, key, False, False)
         elif kind == "poison" and not job.failed:
             yield f"job {key} kills its process, and has succeeded"
 
