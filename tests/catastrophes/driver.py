@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -209,6 +210,8 @@ def main(args: Sequence[str] | None = None) -> int:
     folder = given.keep or Path(tempfile.mkdtemp(prefix="perdure-catastrophes-"))
     keep = given.keep is not None
     folder.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     logging.basicConfig(filename=folder / "driver.log", level=logging.WARNING)
     try:
         outcome = drive(

@@ -52,7 +52,8 @@ class Place:
         """Start a process here; it says ``ready`` when its system runs."""
         if self.child is not None:
             self.child.close()
-        settings = {"uri": f"zeo://{self.relay}?wait_timeout=30", **self._settings}
+        uri = f"zeo://{self.relay}?wait_timeout=30"
+        settings = {"uri": uri, "place": self.name, **self._settings}
         environ = {"PERDURE_UUID": str(self.identity), FOLDER: str(self._stage.folder)}
         self.child = Child(
             "catastrophes.worker", [json.dumps(settings)], self.log, environ, on_end

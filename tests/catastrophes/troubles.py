@@ -165,7 +165,8 @@ class Troubles:
                 except Exception:
                     self._books.found(f"{place.name} does not stop when it is told to")
                     continue
-                if status not in (0, -signal.SIGKILL):
+                ready = place.child.pid in self._books.identities
+                if status not in (0, -signal.SIGKILL) and ready:
                     self._books.found(f"{place.name} has ended with status {status}")
 
     def mend_deaths(self) -> None:
@@ -223,7 +224,10 @@ class Troubles:
                 # It drains.
                 self._in(0.5, start_again)
                 return
-            if child.process.returncode != 0:
+            # Before its system has started, a signal ends it as it ends any process.
+            poisoned = child.pid in self._poisoned_pids()
+            ready = child.pid in self._books.identities
+            if child.process.returncode != 0 and ready and not poisoned:
                 self._books.found(
                     f"{place.name} (pid {child.pid}) was to stop, and ended with "
                     f"{child.process.returncode}"

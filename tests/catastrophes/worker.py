@@ -8,16 +8,17 @@ import os
 import sys
 import threading
 import time
+import uuid
 from datetime import datetime, timedelta
 from typing import Any
 
 from transaction.interfaces import TransientError
 from ZODB.POSException import StorageError
 
-from catastrophes import faults
+from catastrophes import faults, scenes
 from catastrophes.children import end_with_starter, say
 from perdure.actors import start
-from perdure.model import SystemClock
+from perdure.model import SystemClock, incarnation
 
 
 class JumpingClock(SystemClock):
@@ -53,12 +54,17 @@ def _log_to_standard_error() -> None:
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Run jobs until SIGTERM."""
+    """Run jobs until SIGTERM, and a second one where they do not end."""
     _log_to_standard_error()
     clock = JumpingClock()
-    end_with_starter(clock.command)
+    end_with_starter(lambda line: (clock.command(line), scenes.command(line)))
+    scenes.place = settings.get("place", "")
     for name in settings.get("faults", ()):
         faults.FAULTS[name].switch_on()
+    if settings.get("other_host"):
+        # As if it was another one for each process: no end can be proved.
+        boot_id = str(uuid.uuid4())
+        incarnation._boot_id = lambda: boot_id
     intervals = {
         name: timedelta(seconds=settings[name])
         for name in ("poll_interval", "ping_interval", "ping_death_interval")

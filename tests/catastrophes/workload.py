@@ -64,7 +64,7 @@ def pause(seconds: float) -> None:
         threading.Event().wait(seconds)
 
 
-def write_line(name: str, **values: Any) -> None:
+def write_line(name: str, /, **values: Any) -> None:
     """Append a line to a file that all workers write."""
     data = (json.dumps(values) + "\n").encode()
     descriptor = os.open(
