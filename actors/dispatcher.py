@@ -249,7 +249,7 @@ class DispatcherActor(DatabaseActor):
         for agent in record.agents():
             agent.settle_all()
         if self._is_ours(record):
-            record.deactivate()
+            record.deactivate(died=False)
 
     def _agent_state(self, queue: str, agent: str) -> _AgentState | None:
         state = self._queues.get(queue)

@@ -156,8 +156,10 @@ class DispatcherRecord(Persistent):
         )  # fmt: skip
         announce(self.queue, Happening.ACTIVATED, self.uuid)
 
-    def deactivate(self) -> None:
+    def deactivate(self, *, died: bool = True) -> None:
         """Say that the process works no more, and see to the jobs that it had.
+
+        `died` is False where it stops by itself, so that no job is to blame for that.
 
         Those that had not begun wait again, those that had are put to their policies as
         interrupted, done ones are settled. The record of every one is written, so that a
@@ -166,7 +168,7 @@ class DispatcherRecord(Persistent):
         if not self.active:
             raise BadStatusError(f"{self!r} is not active")
         for agent in self.agents():
-            agent.interrupt_all()
+            agent.interrupt_all(died=died)
         self.activated = None
         self.incarnation = None
         self.token = ""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from perdure.model.job import Job
+from perdure.model.resolving import is_loadable
 
 if TYPE_CHECKING:
     from perdure.model.queue import Queue
 
-__all__ = ["InternalJob"]
+__all__ = ["InternalJob", "is_suspect"]
 
 
 class InternalJob(Job):
@@ -52,3 +53,12 @@ class InternalJob(Job):
 
 def _serve(kind: str) -> None:
     raise NotImplementedError(f"the runner deals with internal jobs of kind {kind} itself")
+
+
+def is_suspect(job: Job) -> bool:
+    """Tell whether `job` is suspect, or is to run callbacks of one that is."""
+    if not is_loadable(job):
+        return False
+    if isinstance(job, InternalJob) and job.kind == "resume" and is_loadable(job.serves):
+        return job.suspect or job.serves.suspect
+    return job.suspect

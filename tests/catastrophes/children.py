@@ -44,6 +44,7 @@ class Child:
         )
         self.suspended = False
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._kept: list[str] = []
         self._on_end = on_end
         self._reader = threading.Thread(target=self._read, name=f"reads {module}", daemon=True)
         self._reader.start()
@@ -65,17 +66,25 @@ class Child:
         self._on_end(self)
 
     def line(self, first_word: str = "", limit_seconds: float = LIMIT_SECONDS) -> str:
-        """Return the next line that begins with that word; '' where the process has ended."""
+        """Return the next line that begins so; '' where the process has ended without one.
+
+        The lines before it are kept, for those who ask for them.
+        """
+        for line in self._kept:
+            if line.startswith(first_word):
+                self._kept.remove(line)
+                return line
         while True:
             try:
-                line = self._lines.get(timeout=limit_seconds)
+                found = self._lines.get(timeout=limit_seconds)
             except queue.Empty:
                 raise AssertionError(f"no line {first_word!r} from process {self.pid}") from None
-            if line is None:
+            if found is None:
                 self._lines.put(None)
                 return ""
-            if line.startswith(first_word):
-                return line
+            if found.startswith(first_word):
+                return found
+            self._kept.append(found)
 
     def tell(self, line: str) -> None:
         """Write a line to its standard input."""

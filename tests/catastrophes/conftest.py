@@ -31,14 +31,35 @@ class Scene:
     def __init__(self, folder: Path) -> None:
         self.stage = Stage(folder)
         self.stage.start_server("--timeout", "3")
-        self.database = self.stage.database()
+        self.connect()
         install(self.database)
         with self.database.transaction() as connection:
             connection.root()["ledger"] = Ledger()
 
-    def put(self, function: Any, *args: Any, kind: type[Job] = Job, **settings: Any) -> JobRef:
-        """Put a job whose function gets the ledger first, where it wants one."""
-        return self.put_made(lambda ledger: _job(kind, ledger, function, args), **settings)
+    def connect(self) -> None:
+        """Open the database in this process, anew where the server may have gone away."""
+        self.database = self.stage.database()
+
+    def put(
+        self,
+        function: Any,
+        *args: Any,
+        kind: type[Job] = Job,
+        tells: bool = False,
+        **settings: Any,
+    ) -> JobRef:
+        """Put a job whose function gets the ledger first, where it wants one.
+
+        With `tells` the worker says ``done KEY`` when its result is stored.
+        """
+
+        def make(ledger: Ledger) -> Job:
+            job = _job(kind, ledger, function, args)
+            if tells:
+                job.add_callback(Job(scenes.tell_done, args[-1]))
+            return job
+
+        return self.put_made(make, **settings)
 
     def put_made(self, make: Callable[[Ledger], Job], **settings: Any) -> JobRef:
         """Put the job that `make` makes of the ledger."""
@@ -128,5 +149,3 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     made = Scene(tmp_path / "stage")
     yield made
     made.stage.close()
-
-

@@ -145,9 +145,7 @@ def _forever(job: Any) -> Any:
 
 
 def _note(world: _World, number: int) -> Job:
-    job = Job(
-        workload.note, world.ledger(), f"{number}", world.seconds(), world.seconds()
-    )
+    job = Job(workload.note, world.ledger(), f"{number}", world.seconds(), world.seconds())
     # The rest has the default policy.
     return _forever(job) if world.random.random() < 0.7 else job
 

@@ -48,7 +48,7 @@ class Told(Job):
 
     def tear_down(self, info: Any) -> None:
         job_is = Status(self.status).name
-        say(f"over {self.args[1]} {job_is}")
+        say(f"over {self.args[-1]} {job_is}")
 
 
 def note_at_gate(ledger: Ledger, key: str) -> str:
@@ -82,6 +82,11 @@ def note_result(ledger: Ledger, key: str, result: Any) -> str:
 def note_result_at_gate(ledger: Ledger, key: str, result: Any) -> str:
     """As a callback: note a key, and wait at its gate."""
     return note_at_gate(ledger, key)
+
+
+def tell_done(key: str, result: Any) -> None:
+    """As a callback: say that the result of the job is stored."""
+    say(f"done {key}")
 
 
 def only_once(key: str) -> str:
@@ -149,5 +154,3 @@ def asks_at_gate(job: Job) -> bool:
     if job.callable_name.startswith("catastrophes"):
         pass_gate("the claim")
     return True
-
-

@@ -40,7 +40,7 @@ def test_of_two_that_claim_a_job_at_once_one_gets_it_and_the_other_goes_on(scene
 
     scene.change(set_filter)
     contested = scene.put(scenes.note, "contested")
-    scene.begin(slow)
+    slow.start()
     assert slow.child.line("at the claim")
     quick = scene.worker("quick", **settings)
     assert quick.child.line("noted contested")

@@ -75,9 +75,7 @@ class Troubles:
         child = place.start(lambda child: self._ended(place, child))
         self._books.write("start", pid=child.pid, place=place.name)
         name = f"identity of {place.name}"
-        threading.Thread(
-            target=self._note_identity, args=(child,), name=name, daemon=True
-        ).start()
+        threading.Thread(target=self._note_identity, args=(child,), name=name, daemon=True).start()
         self._busy.discard(place)
 
     def _note_identity(self, child: Child) -> None:

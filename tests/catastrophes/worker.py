@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,8 +18,8 @@ from ZODB.POSException import StorageError
 
 from catastrophes import faults, scenes
 from catastrophes.children import end_with_starter, say
-from perdure.actors import start
-from perdure.model import SystemClock, incarnation
+from perdure.actors import PollNow, start
+from perdure.model import PerdureError, SystemClock, incarnation
 
 
 class JumpingClock(SystemClock):
@@ -45,10 +46,18 @@ class _Lines(logging.Formatter):
         return f"{time.monotonic():.6f} {os.getpid()} {record.levelname} {text}"
 
 
+class _Say(logging.Handler):
+    """Says what is logged, for the tests that wait for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say("log " + record.getMessage().partition("\n")[0])
+
+
 def _log_to_standard_error() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Lines("%(name)s %(message)s"))
     logging.getLogger().addHandler(handler)
+    logging.getLogger("perdure.events").addHandler(_Say())
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("perdure.events").setLevel(logging.INFO)
 
@@ -83,6 +92,9 @@ def main(settings: dict[str, Any]) -> None:
         except (TransientError, StorageError, OSError):
             logging.warning("cannot start yet", exc_info=True)
             threading.Event().wait(0.2)
+    # It has registered then, where it could.
+    with contextlib.suppress(PerdureError, TimeoutError):
+        system.ask(PollNow())
     say(f"ready {system.uuid}")
     system.join()
     say("stopped")
