@@ -65,7 +65,9 @@ class Child:
         self._lines.put(None)
         self._on_end(self)
 
-    def line(self, first_word: str = "", limit_seconds: float = LIMIT_SECONDS) -> str:
+    def line(
+        self, first_word: str | tuple[str, ...] = "", limit_seconds: float = LIMIT_SECONDS
+    ) -> str:
         """Return the next line that begins so; '' where the process has ended without one.
 
         The lines before it are kept, for those who ask for them.

@@ -74,6 +74,13 @@ def note(ledger: Ledger, key: str) -> str:
     return key
 
 
+def count_up_to(ledger: Ledger, key: str, total: int) -> None:
+    """Note a key, and say when there are as many as there should be."""
+    ledger.note(key)
+    if ledger.count == total:
+        say("all were counted")
+
+
 def note_result(ledger: Ledger, key: str, result: Any) -> str:
     """As a callback: note a key."""
     return note(ledger, key)
@@ -96,9 +103,9 @@ def only_once(key: str) -> str:
     return key
 
 
-def poison() -> None:
+def poison(key: str) -> None:
     """Take the process down."""
-    visit("poison")
+    visit(key)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
