@@ -227,14 +227,15 @@ class _Verdict:
                     return
 
     def _spans(self) -> list[_Span]:
-        ends: dict[tuple[int, int, int], float] = {}
         begins: list[dict[str, Any]] = []
+        running: dict[tuple[int, int, int], dict[str, Any]] = {}
         for line in self._lines(QUOTA_FILE):
+            attempt = line["number"], line["claim"], line["pid"]
             if line["what"] == "begin":
                 begins.append(line)
+                running[attempt] = line
             else:
-                key = line["number"], line["claim"], line["pid"]
-                ends[key] = max(line["at"], ends.get(key, 0.0))
+                running.pop(attempt)["end"] = line["at"]
         last_claims: Counter[int] = Counter()
         for line in begins:
             last_claims[line["number"]] = max(last_claims[line["number"]], line["claim"])
@@ -242,7 +243,7 @@ class _Verdict:
         spans = []
         for line in begins:
             number, claim, pid, begin = line["number"], line["claim"], line["pid"], line["at"]
-            end = ends.get((number, claim, pid), float("inf"))
+            end = line.get("end", float("inf"))
             # A worker that has lost a job goes on with its code, and occupies nothing by that.
             for lost in losses[pid]:
                 if lost >= begin:
