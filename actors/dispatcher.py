@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import transaction
+from ZODB.POSException import ConflictError
 
 from perdure.actors.base import handles
 from perdure.actors.context import Context, agent_role
@@ -700,7 +701,7 @@ class DispatcherActor(DatabaseActor):
             self._manager,
             logged=lambda error: self._outage(error) or logged(error),
         )
-        self._note_touch(isinstance(outcome, Failure))
+        self._note_touch(isinstance(outcome, Failure) and not outcome.check(ConflictError))
         if not isinstance(outcome, Failure):
             return results[0]
         if raises:

@@ -118,7 +118,7 @@ class _Run:
         work["poison"] = sum(WORK_WEIGHTS.values())
         troubles, pause_seconds = WEIGHTS, 1.5
         if fault is not None:
-            pause_seconds = 0.7
+            pause_seconds = FAULTS[fault].pause_seconds
             work, troubles = dict(FAULTS[fault].work), dict(FAULTS[fault].troubles)
         self._putter = Putter(self._database, self._books, seed, work, put_pause_seconds)
         self._troubles = Troubles(

@@ -28,6 +28,8 @@ class Fault:
     switch_on: Callable[[], None]
     work: Mapping[str, int]
     troubles: Mapping[str, int]
+    pause_seconds: float = 0.7
+    """How long it is between two troubles, on average."""
 
 
 def _replace(owner: Any, name: str, function: Any) -> None:
@@ -71,12 +73,13 @@ def _no_burial_write() -> None:
 
 
 _KILLS = {"kill": 1}
-_STOPS = {"suspend": 1}
+_STOPS = {"suspend-long": 1}
 
 FAULTS: Mapping[str, Fault] = {
     "no-fence": Fault(
         "a worker does not look whether its job was taken from it",
-        _no_fence, {"own-commits": 1}, _STOPS,
+        # Those who are to bury a suspended one must not be suspended themselves.
+        _no_fence, {"own-commits": 1}, _STOPS, 4.0,
     ),
     "effect-apart": Fault(
         "the effect of a job is committed apart from its result",

@@ -9,6 +9,8 @@ import pytest
 from catastrophes.driver import drive
 from catastrophes.faults import FAULTS
 
+TROUBLES = {"kill", "suspend", "terminate", "kill server", "suspend server", "cut", "disk full"}
+
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
@@ -18,7 +20,7 @@ def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
     assert outcome.findings == ()
     assert outcome.counts["jobs acknowledged"] > 0
     # There was something to survive.
-    assert outcome.counts["kill"] and outcome.counts["suspend"]
+    assert len(TROUBLES & outcome.counts.keys()) >= 3
 
 
 @pytest.mark.parametrize("fault", FAULTS)

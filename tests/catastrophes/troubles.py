@@ -21,7 +21,8 @@ __all__ = ["Troubles", "WEIGHTS"]
 
 WEIGHTS: Mapping[str, int] = {
     "kill": 8,
-    "suspend": 6,
+    "suspend": 4,
+    "suspend-long": 3,
     "terminate": 3,
     "kill-server": 2,
     "suspend-server": 2,
@@ -190,7 +191,7 @@ class Troubles:
         pause = self._random.choices([0.1, 2, 2.5 * DEATH_SECONDS], [3, 3, 2])[0]
         self._in(pause * self._random.random(), lambda: self.start_worker(place))
 
-    def suspend(self) -> None:
+    def suspend(self, longest_seconds: float = DEATH_SECONDS / 2) -> None:
         place = self._choose()
         if place is None or place.child is None:
             return
@@ -198,14 +199,17 @@ class Troubles:
         child = place.child
         self._books.did("suspend", child.pid)
         child.suspend()
-        longest = self._random.choice([0.5, 2]) * DEATH_SECONDS
 
         def resume() -> None:
             self._books.write("resume", pid=child.pid)
             child.resume()
             self._busy.discard(place)
 
-        self._in(longest * (0.4 + 0.6 * self._random.random()), resume)
+        self._in(longest_seconds * (0.7 + 0.3 * self._random.random()), resume)
+
+    def suspend_long(self) -> None:
+        """Suspend it for longer than it may live without a sign."""
+        self.suspend(2 * DEATH_SECONDS)
 
     def terminate(self) -> None:
         place = self._choose()
@@ -306,6 +310,7 @@ class Troubles:
 _MAKERS: Mapping[str, Callable[[Troubles], Any]] = {
     "kill": Troubles.kill,
     "suspend": Troubles.suspend,
+    "suspend-long": Troubles.suspend_long,
     "terminate": Troubles.terminate,
     "kill-server": Troubles.kill_server,
     "suspend-server": Troubles.suspend_server,
