@@ -130,12 +130,13 @@ class Stage:
 
     def close(self) -> None:
         """End every process, and let go of everything but the folder."""
-        for database in self._databases:
-            database.close()
         for place in self.places:
             if place.child is not None:
                 place.child.close()
+        # A commit that waits for the server ends with it.
         if self.server is not None:
             self.server.close()
+        for database in self._databases:
+            database.close()
         self.relays.close()
         shutil.rmtree(self.sockets, ignore_errors=True)

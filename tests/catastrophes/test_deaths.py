@@ -12,6 +12,7 @@ from catastrophes import scenes
 from catastrophes.conftest import HOUR, SECOND, Scene
 from catastrophes.workload import forever
 from perdure.model import Job, NeverRetry, get_queue
+from support.systems import within
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -185,7 +186,7 @@ def test_a_worker_that_is_suspended_in_its_commit_keeps_nobody_waiting(scene: Sc
     ref = scene.put(scenes.note_and_be_suspended, "key", retry_policy_factory=forever)
     place.child.wait_until_suspended()
     # The store is free again, or this would not be committed.
-    scene.change(lambda connection: get_queue(connection).resize(3))
+    within(lambda: scene.change(lambda connection: get_queue(connection).resize(3)))
     assert sibling.child.line("noted key")
     place.child.resume()
     other = _goes_on(scene, place, sibling)
