@@ -143,7 +143,13 @@ def note_and_be_suspended(ledger: Ledger, key: str) -> str:
     ledger.note(key)
     say(f"noted {key}")
     if place == "first":
-        transaction.get().join(InTheCommit(lambda: os.kill(os.getpid(), signal.SIGSTOP)))
+
+        def suspend() -> None:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            # Other threads may be stopped a little earlier than this one.
+            gates[key].wait()
+
+        transaction.get().join(InTheCommit(suspend))
     return key
 
 

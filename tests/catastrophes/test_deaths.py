@@ -188,6 +188,7 @@ def test_a_worker_that_is_suspended_in_its_commit_keeps_nobody_waiting(scene: Sc
     # The store is free again, or this would not be committed.
     within(lambda: scene.change(lambda connection: get_queue(connection).resize(3)))
     assert sibling.child.line("noted key")
+    place.child.tell("open key")
     place.child.resume()
     other = _goes_on(scene, place, sibling)
     end = scene.finish()
