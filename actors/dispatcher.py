@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
+from ZODB.POSException import ConflictError
 
 from perdure.actors.base import handles
 from perdure.actors.context import Context, agent_role
@@ -43,6 +44,7 @@ from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.errors import PerdureError, UnknownSettingError
 from perdure.model.failure import Failure
 from perdure.model.happenings import Happening, announce
+from perdure.model.incarnation import Incarnation, may_be_proved, proved_dead
 from perdure.model.logs import events, fields, trace
 from perdure.model.moments import microseconds, moment
 from perdure.model.queue import Queue
@@ -57,6 +59,10 @@ T = TypeVar("T")
 
 FAILED_PAUSE = timedelta(seconds=1)
 """After this what failed is tried again, where the database is not away."""
+
+LOOK_INTERVAL = timedelta(seconds=1)
+"""How often to look whether a process of this host has ended; that costs no transaction."""
+
 SHORTEST_WAIT = timedelta(milliseconds=10)
 """So often at most it works because something comes due."""
 
@@ -92,6 +98,11 @@ class _AgentFault:
     agent: str
     claiming: bool
     error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """It is time to look whether a sibling on this host has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +143,8 @@ class _QueueState:
     """Whether the record in the database says that this start of the process works for it."""
     taken: bool = False
     """Whether it said so before, and somebody else changed that."""
+    siblings: tuple[Incarnation, ...] = ()
+    """Those of this host that worked for it when we last saw."""
     worked: int = 0
     """Up to when what comes due or expires was seen, in microseconds."""
     polled: tuple[AgentPoll, ...] = ()
@@ -151,6 +164,8 @@ class DispatcherActor(DatabaseActor):
         self._deactivated = False
         self._last_poll: tuple[QueuePoll, ...] | None = None
         self._outage = Outage(context.database.storage, context.clock)
+        self._touched: float | None = None
+        self._in_touch_since: float | None = None
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -159,6 +174,7 @@ class DispatcherActor(DatabaseActor):
         self._due_timer: Any = None
         self._again_timer: Any = None
         self._poll_timer: Any = None
+        self._look_timer: Any = None
         self._outage.over()
         self._away = False
 
@@ -262,7 +278,7 @@ class DispatcherActor(DatabaseActor):
         for agent in record.agents():
             agent.settle_all()
         if self._is_ours(record):
-            record.deactivate()
+            record.deactivate(died=False)
 
     def _agent_state(self, queue: str, agent: str) -> _AgentState | None:
         state = self._queues.get(queue)
@@ -404,6 +420,7 @@ class DispatcherActor(DatabaseActor):
             return {}
         worked = {}
         watched: set[bytes] = set()
+        self._note_siblings(record)
         for agent_name, (ran, lost) in done.items():
             agent = record.get(agent_name)
             if agent is None:
@@ -673,12 +690,11 @@ class DispatcherActor(DatabaseActor):
         def look() -> None:
             queue: Queue = find_queues(self._connection)[name]
             sibling = queue.dispatchers.next_active_sibling(self._context.uuid)
-            if sibling is not None and sibling.ended(self._context.incarnation):
-                events.warning(
-                    "%r is dead: its jobs are seen to", sibling,
-                    extra=fields(queue=name),
-                )  # fmt: skip
-                sibling.deactivate()
+            if sibling is not None and (
+                sibling.proved_dead(self._context.incarnation)
+                or (sibling.dead and self._may_judge(sibling))
+            ):
+                self._bury(sibling)
 
         def tidy() -> None:
             queue: Queue = find_queues(self._connection)[name]
@@ -716,6 +732,55 @@ class DispatcherActor(DatabaseActor):
                 self._outage.failed()
         if self._outage.lasts:
             self.tell_later(_Probe(), PROBE_INTERVAL)
+
+    def _bury(self, sibling: DispatcherRecord) -> None:
+        events.warning(
+            "%r is dead: its jobs are seen to", sibling,
+            extra=fields(queue=sibling.queue.name, dispatcher=str(self._context.uuid)),
+        )  # fmt: skip
+        sibling.deactivate()
+
+    def _may_judge(self, sibling: DispatcherRecord) -> bool:
+        """Tell whether we would have seen a sign of life that the sibling gave.
+
+        A database that was away, or so slow that nobody could give one, proves nothing.
+        """
+        since = self._in_touch_since
+        if since is None:
+            return True
+        return self._clock.monotonic() - since >= sibling.ping_death_interval.total_seconds()
+
+    def _note_siblings(self, record: DispatcherRecord) -> None:
+        """Note who of this host works for the queue; those that are dead are looked for."""
+        others = [other for other in record.queue.dispatchers.records() if other is not record]
+        active = [other.incarnation for other in others if other.active]
+        self._queues[record.queue.name].siblings = tuple(
+            incarnation for incarnation in active if incarnation and may_be_proved(incarnation)
+        )
+        if self._look_timer is None and any(each.siblings for each in self._queues.values()):
+            self._look_timer = self.tell_later(_Look(), LOOK_INTERVAL)
+
+    @handles(_Look)
+    def _look(self, message: _Look) -> None:
+        """See whether a process of this host has ended, without the database."""
+        self._look_timer = None
+        if not self._claiming:
+            return
+        own = self._context.incarnation
+        for name, state in self._queues.items():
+            if state.ours and any(proved_dead(sibling, own) for sibling in state.siblings):
+                self._commit(functools.partial(self._bury_proved, name))
+                self._work_soon(name)
+        if any(each.siblings for each in self._queues.values()):
+            self._look_timer = self.tell_later(_Look(), LOOK_INTERVAL)
+
+    def _bury_proved(self, name: str) -> None:
+        record = self._record(name)
+        for sibling in record.queue.dispatchers.records():
+            if sibling is not record and sibling.active:
+                if sibling.proved_dead(self._context.incarnation):
+                    self._bury(sibling)
+        self._note_siblings(record)
 
     # The database.
 
@@ -755,6 +820,7 @@ class DispatcherActor(DatabaseActor):
             self._manager,
             logged=lambda error: self._outage_log(error) or logged(error),
         )
+        self._note_touch(isinstance(outcome, Failure) and not outcome.check(ConflictError))
         if not isinstance(outcome, Failure):
             return results[0]
         if outcome.check(ClientDisconnected):
@@ -762,3 +828,13 @@ class DispatcherActor(DatabaseActor):
         if raises:
             raise raised[-1] if raised else PerdureError(f"the database refused: {outcome}")
         return None
+
+    def _note_touch(self, failed: bool) -> None:
+        """Take note of whether the database let us do something just now."""
+        now = self._clock.monotonic()
+        settings = self._context.settings
+        longest = settings.poll_interval + settings.ping_death_interval / 2
+        away = self._touched is not None and now - self._touched > longest.total_seconds()
+        if failed or away:
+            self._in_touch_since = now
+        self._touched = now

@@ -18,7 +18,7 @@ from perdure.model.completed import Completed
 from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
-from perdure.model.internal import InternalJob
+from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.logs import events, fields
 from perdure.model.moments import Duration
 from perdure.model.ref import JobRef
@@ -62,6 +62,7 @@ class Agent(Tally, Persistent):
     keep_failed = Duration()
     _filter: str | None = None
     _chooser: str | None = None
+    _suspect: bytes | None = None
 
     def __init__(
         self,
@@ -169,6 +170,11 @@ class Agent(Tally, Persistent):
         """
         return [job for job, _ in self._left.values()]
 
+    @property
+    def has_suspect(self) -> bool:
+        """Whether a job that it holds is `suspect`, so that it takes no other that is."""
+        return self._suspect in self._held
+
     def claims(self) -> list[Claim]:
         """Return what it holds, for those who run it."""
         return [Claim(JobRef.of(job), number) for job, number in self._held.values()]
@@ -189,14 +195,20 @@ class Agent(Tally, Persistent):
         if not self._registered():
             return None
         chooser = self.chooser
-        if chooser is not None:
-            job = self._choose(chooser)
-        else:
-            job = self.queue.claim(filter=self.filter, prefer=self.record.stripes())
+        self.queue._v_has_suspect = any(agent.has_suspect for agent in self.record.agents())
+        try:
+            if chooser is not None:
+                job = self._choose(chooser)
+            else:
+                job = self.queue.claim(filter=self.filter, prefer=self.record.stripes())
+        finally:
+            self.queue._v_has_suspect = False
         if job is None:
             return None
         job._assign(self)
         self._held[job._p_oid] = (job, job._claim)
+        if is_suspect(job):
+            self._suspect = job._p_oid
         self._p_changed = True
         return job
 
@@ -404,17 +416,22 @@ class Agent(Tally, Persistent):
         elif status in (Status.ACTIVE, Status.CALLBACKS):
             job._lose()
             kind = "interrupt" if status is Status.ACTIVE else "resume"
-            self.queue._put_internal(kind, job)
+            self.queue._put_internal(kind, job, job._claim)
         else:
             raise BadStatusError(f"{job!r} is {status.name}, and an agent holds it")
 
-    def interrupt_all(self) -> int:
-        """Interrupt everything that it holds, or that was left; return how many jobs that were."""
+    def interrupt_all(self, *, died: bool = False) -> int:
+        """Interrupt everything that it holds, or that was left; return how many jobs that were.
+
+        `died` tells whether the process has ended unasked: what it ran may be to blame.
+        """
         # Written even if it holds nothing here: a claim that is under way, and that this
         # transaction does not see, must not be committed as well.
         self._p_changed = True
         entries = {**self._left, **self._held}
         for job, _ in entries.values():
+            if died and is_whole(job) and job._agent is self and _runs_code(job):
+                job._deaths += 1
             self.interrupt(job)
         return len(entries)
 
@@ -434,6 +451,13 @@ def _family(job: Job) -> Iterator[Job]:
         if is_loadable(each):
             yield each
             waiting = [*each._children(), *waiting]
+
+
+def _runs_code(job: Job) -> bool:
+    """Tell whether a worker may be running the application's code for a job that it has."""
+    if isinstance(job, InternalJob):
+        return job.kind in ("resume", "follow")
+    return job.status in (Status.ACTIVE, Status.CALLBACKS)
 
 
 def checked_size(name: str, size: object) -> int:

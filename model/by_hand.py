@@ -63,7 +63,7 @@ def fail_by_hand(job: Job, error: BaseException | None, *, commit: bool) -> None
     job._end(failure, "fail")
     if queue is not None:
         job._lose()
-        queue._put_internal("resume", job)
+        queue._put_internal("resume", job, job._claim)
     else:
         # Where it is a callback that has callbacks, whoever runs its parent runs those.
         job._complete_if_alone()

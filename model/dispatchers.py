@@ -153,8 +153,10 @@ class DispatcherRecord(Persistent):
         self.token = token
         announce(self.queue, Happening.ACTIVATED, self.uuid, f"{self!r} was activated")
 
-    def deactivate(self) -> None:
+    def deactivate(self, *, died: bool = True) -> None:
         """Say that the process works no more, and see to the jobs that it had.
+
+        `died` is False where it stops by itself, so that no job is to blame for that.
 
         Those that had not begun wait again, those that had are put to their policies as
         interrupted, done ones are settled. The record of every one is written, so that a
@@ -163,7 +165,7 @@ class DispatcherRecord(Persistent):
         if not self.active:
             raise BadStatusError(f"{self!r} is not active")
         for agent in self.agents():
-            agent.interrupt_all()
+            agent.interrupt_all(died=died)
         self.activated = None
         self.incarnation = None
         self.token = ""
@@ -187,8 +189,10 @@ class DispatcherRecord(Persistent):
 
         `own` is the incarnation of the process that asks.
         """
-        if self.dead:
-            return True
+        return self.dead or self.proved_dead(own)
+
+    def proved_dead(self, own: Incarnation | None = None) -> bool:
+        """Tell whether the process that activated it is provably gone; as `ended`."""
         return self.incarnation is not None and proved_dead(self.incarnation, own)
 
     def stripes(self) -> list[int]:

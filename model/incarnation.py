@@ -26,7 +26,14 @@ from perdure.model.errors import IdentityError
 from perdure.model.lockfile import SUPPORTED, LockFile
 from perdure.model.logs import events, fields
 
-__all__ = ["Identity", "Incarnation", "acquire_identity", "has_same_boot", "proved_dead"]
+__all__ = [
+    "Identity",
+    "Incarnation",
+    "acquire_identity",
+    "has_same_boot",
+    "may_be_proved",
+    "proved_dead",
+]
 
 ENVIRONMENT_VARIABLE = "PERDURE_UUID"
 FILE_NAME = "uuid.txt"
@@ -148,9 +155,7 @@ def proved_dead(incarnation: Incarnation, own: Incarnation | None = None) -> boo
     `own` is the caller's incarnation, whose `Identity` is not closed: if it holds the lock of
     the very file that the other had locked, the other one has ended. Never waits or raises.
     """
-    if not (incarnation.boot_id and SUPPORTED):
-        return False
-    if not has_same_boot(incarnation):
+    if not may_be_proved(incarnation):
         return False
     if own is not None and _same_file(own, incarnation):
         return own.token != incarnation.token
@@ -170,6 +175,11 @@ def proved_dead(incarnation: Incarnation, own: Incarnation | None = None) -> boo
         return False
     finally:
         file.close()
+
+
+def may_be_proved(incarnation: Incarnation) -> bool:
+    """Return whether the end of this incarnation could be proved here, once it has ended."""
+    return bool(incarnation.boot_id) and SUPPORTED and has_same_boot(incarnation)
 
 
 def has_same_boot(incarnation: Incarnation) -> bool:

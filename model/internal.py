@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from perdure.model.job import Job
+from perdure.model.resolving import is_loadable
 
 if TYPE_CHECKING:
     from perdure.model.queue import Queue
 
-__all__ = ["InternalJob"]
+__all__ = ["InternalJob", "is_suspect"]
 
 
 class InternalJob(Job):
@@ -21,7 +22,8 @@ class InternalJob(Job):
     ended, and go on with it if that ends it) or ``"recover"`` (take it from its agent, whose
     dispatcher died under the claim with the number `claim`, and was buried by one that could
     not load the job). It may be run any number of times, so that it needs no policy: losing
-    its worker only puts it back into the queue.
+    its worker only puts it back into the queue. An interruption and a resumption note the
+    `claim` by which the job was taken from its worker: once it was claimed again, they are over.
     """
 
     claim: int | None = None
@@ -51,3 +53,12 @@ class InternalJob(Job):
 
 def _serve(kind: str) -> None:
     raise NotImplementedError(f"the runner deals with internal jobs of kind {kind} itself")
+
+
+def is_suspect(job: Job) -> bool:
+    """Tell whether `job` is suspect, or is to run callbacks of one that is."""
+    if not is_loadable(job):
+        return False
+    if isinstance(job, InternalJob) and job.kind == "resume" and is_loadable(job.serves):
+        return job.suspect or job.serves.suspect
+    return job.suspect

@@ -26,7 +26,7 @@ from perdure.model.errors import (
 from perdure.model.following import followers, whole_of
 from perdure.model.happenings import announce_parked
 from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
-from perdure.model.internal import InternalJob
+from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.job import Job, as_job
 from perdure.model.moments import Duration, checked_moment, microseconds, moment
 from perdure.model.names import name_of
@@ -315,6 +315,8 @@ class Queue(Persistent):
     def _may_have(self, key: LineKey, filter_name: str | None) -> bool:
         if self.paused and not key.internal:
             return False
+        if key.suspect and getattr(self, "_v_has_suspect", False):
+            return False
         if key.unresolved:
             # Under what it stands for now: an alias may have been made since.
             if current_name(self, key.unresolved) in self._environment.unresolved:
@@ -453,9 +455,10 @@ class Queue(Persistent):
                 stripe.advance(key, entries)
 
     def _line_key(self, job: Job) -> LineKey:
+        suspect = is_suspect(job)
         if isinstance(job, InternalJob):
-            return LineKey(internal=True)
-        return LineKey(self._needed_quotas(job))
+            return LineKey(internal=True, suspect=suspect)
+        return LineKey(self._needed_quotas(job), suspect=suspect)
 
     def telling_oids(self) -> frozenset[bytes]:
         """Return the oids of the records that say that there may be something to claim.

@@ -39,6 +39,9 @@ __all__ = ["JobRecord"]
 
 _MICROSECOND = timedelta(microseconds=1)
 
+SUSPECT_AFTER = 2
+"""How many processes end under a job before it is suspect."""
+
 
 class JobRecord(Persistent):
     """The states, the moments and the settings of a job; see `perdure.model.Job`."""
@@ -51,6 +54,7 @@ class JobRecord(Persistent):
     _queue: Queue | None = None
     _agent: Agent | None = None
     _claim = 0
+    _deaths = 0
     _parent: Job | None = None
     _root: Job | None = None
     _previous: Job | None = None
@@ -76,6 +80,15 @@ class JobRecord(Persistent):
     """Whether its result is its own, and not passed on from another job; not stored."""
     keep_completed = Duration()
     keep_failed = Duration()
+
+    @property
+    def suspect(self) -> bool:
+        """Whether several processes have ended, unasked, while they ran this job.
+
+        It may be what ended them, or may merely have been beside it. Such a job is not run
+        beside another one by a dispatcher, so that those that are harmless end.
+        """
+        return self._deaths >= SUSPECT_AFTER
 
     # Where it is, and what became of it.
 
@@ -382,6 +395,7 @@ class JobRecord(Persistent):
         self._active_end = None
         self._callbacks_end = None
         self._claim += 1
+        self._deaths = 0
 
     def _reopen(self) -> None:
         self._move("reopen")

@@ -797,9 +797,9 @@ class Runner:
 
         if internal.kind == "follow" and not internal.heard:
             self._hear(internal)
-        elif job._agent is not None or internal.kind == "recover":
-            # Nobody's to deal with here: an agent has it, maybe since it was dealt with; or
-            # another internal job does, made when who had it started again.
+        elif job._agent is not None or internal.kind == "recover" or _is_stale(internal):
+            # Nobody's to deal with here: an agent has it, or had it, since it was dealt with;
+            # or another internal job does, made when who had it started again.
             self._store(internal, "ending", end)
         elif internal.kind == "expire" and status is Status.PENDING:
             error = JobTimeoutError(f"{job!r} was to begin by {job.deadline}, and did not")
@@ -899,6 +899,12 @@ def _with_data(message: Any, data: tuple[tuple[str, Any], ...]) -> Any:
 def _is_light(job: Job) -> bool:
     """Tell whether a worker is needed for an instant only, when it no longer waits."""
     return job.parent is None and not job.callbacks
+
+
+def _is_stale(internal: InternalJob) -> bool:
+    """Tell whether the job was dealt with, and claimed since; it may wait for another by now."""
+    noted = internal.kind in ("interrupt", "resume") and internal.claim is not None
+    return noted and internal.serves._claim != internal.claim
 
 
 def _end_internal(internal: InternalJob) -> None:

@@ -39,6 +39,8 @@ class LineKey(NamedTuple):
     refused: tuple[str, ...] = ()
     internal: bool = False
     unresolved: str = ""
+    suspect: bool = False
+    """Whether processes keep ending while such a job runs; see `JobRecord.suspect`."""
 
 
 @dataclass(frozen=True, slots=True)

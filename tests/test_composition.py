@@ -40,6 +40,15 @@ def return_it(job):
     return job
 
 
+def note_and_return(book, job):
+    book.note("called")
+    return job
+
+
+def exits(*args):
+    raise SystemExit
+
+
 def make_chain(length):
     """Returns a job that returns a job that returns … a number."""
     return Job(make_chain, length - 1) if length else "the end"
@@ -183,6 +192,35 @@ def test_no_death_interrupts_the_wait(world, view):
     assert outer.status is Status.ACTIVE
     drain(view, view.agent(2))
     assert outer.result == 1 and outer.active_start is not None
+
+
+@pytest.mark.spec("J8", "D4", "C5")
+def test_an_interruption_that_was_dealt_with_is_not_put_to_a_job_that_waits_since(
+    view, monkeypatch
+):
+    book = view.connection.root()["book"] = Book()
+    outer = view.put(note_and_return, book, Job(echo, 1))
+    first, second = view.agent(1), view.agent(2)
+    view.begin(view.claim(first))
+    first.record.deactivate()
+    view.commit()
+    interrupting = view.claim(second)
+    assert interrupting.serves is outer
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        # Its process dies when it has dealt with the job, and has not noted that.
+        patched.setattr("perdure.model.running._end_internal", exits)
+        interrupting()
+    view.sync()
+    assert outer.status is Status.PENDING
+    second.record.deactivate()
+    view.commit()
+    third = view.agent(3)
+    outer_first = sorted([view.claim(third), view.claim(third)], key=lambda job: job is not outer)
+    for job in outer_first:
+        view.run(job)
+    assert outer_first == [outer, interrupting]
+    drain(view, third)
+    assert (outer.result, book.lines) == (1, ("called",))
 
 
 @pytest.mark.spec("J8", "D4")

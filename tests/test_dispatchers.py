@@ -381,3 +381,46 @@ def test_agents_are_found_by_name(view, dispatchers):
     with pytest.raises(KeyError, match="no agent 'b'"):
         record["b"]
     assert isinstance(view.put(echo, 1), Job)
+
+
+def interrupt_all(view, jobs, number, **settings):
+    """Let a dispatcher end in the middle of these jobs, and another one deal with that."""
+    agent = view.agent(number, size=9)
+    for job in jobs:
+        assert view.claim(agent) is job
+        view.begin(job)
+    agent.record.deactivate(**settings)
+    view.commit()
+    helper = view.agent(100)
+    for job in jobs:
+        interrupting = view.claim(helper)
+        assert interrupting.serves is job
+        view.run(interrupting)
+
+
+@pytest.mark.spec("C10")
+def test_jobs_under_which_processes_keep_ending_are_not_run_beside_each_other(view):
+    jobs = [view.put(echo, number) for number in range(3)]
+    interrupt_all(view, jobs, 1)
+    interrupt_all(view, jobs, 2)
+    assert all(job.suspect for job in jobs)
+    agent, other = view.agent(3, size=9), view.agent(3, "other", size=9)
+    view.commit()
+    assert view.claim(agent) is jobs[0]
+    assert view.claim(agent) is None and view.claim(other) is None
+    harmless = view.put(echo, 3)
+    assert view.claim(other) is harmless
+    elsewhere = view.agent(4)
+    assert view.claim(elsewhere) is jobs[1]
+    view.run(jobs[0])
+    assert view.claim(other) is jobs[2]
+
+
+@pytest.mark.spec("C10", "D10")
+def test_who_stops_by_itself_blames_no_job(view):
+    jobs = [view.put(echo, number) for number in range(2)]
+    for number in (1, 2, 3):
+        interrupt_all(view, jobs, number, died=False)
+    assert not any(job.suspect for job in jobs)
+    agent = view.agent(4, size=9)
+    assert [view.claim(agent), view.claim(agent)] == jobs

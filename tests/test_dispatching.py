@@ -258,6 +258,35 @@ def test_a_sibling_is_buried_a_moment_after_its_death_and_not_before(
     assert read(system, ref, "status") is Status.PENDING
 
 
+@pytest.mark.spec("D4", "C2")
+def test_who_has_lost_touch_with_the_database_presumes_nobody_dead(
+    systems: Systems, manual_clock: ManualClock
+) -> None:
+    seconds = timedelta(seconds=1)
+    system = systems.start(
+        clock=manual_clock,
+        queues={"": 0},
+        poll_interval=5 * seconds,
+        ping_interval=seconds,
+        ping_death_interval=10 * seconds,
+    )
+    poll(system)
+    make_sibling(system)
+    with system.transaction() as connection:
+        get_queue(connection).dispatchers[LOW].ping_death_interval = 10 * seconds
+    system.put(operator.add, 1, 1)
+    ref = claim_for(system)
+    # Nobody could give a sign of life meanwhile, for all that this process knows.
+    manual_clock.advance(30 * seconds)
+    poll(system)
+    manual_clock.advance(9 * seconds)
+    poll(system)
+    assert read(system, ref, "status") is Status.ASSIGNED
+    manual_clock.advance(seconds)
+    poll(system)
+    assert read(system, ref, "status") is Status.PENDING
+
+
 @pytest.mark.spec("D4", "J18", "R6")
 def test_the_jobs_of_a_dead_sibling_are_seen_to(
     systems: Systems, manual_clock: ManualClock, caplog: pytest.LogCaptureFixture

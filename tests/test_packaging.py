@@ -16,7 +16,7 @@ import pytest
 
 from support.tree import DOCS, ROOT, TESTS
 
-ROOMS = ("model", "storage", "actors", "cli")
+ROOMS = ("model", "storage", "actors", "cli", "server")
 CLOCK = ROOT / "model" / "clock.py"
 
 

@@ -35,7 +35,8 @@ def pytest_configure() -> None:
     expected = os.environ.get(EXPECTED_ROOT)
     if expected is None:
         return
-    for package in ("perdure.model", "perdure.storage", "perdure.actors", "perdure.cli"):
+    rooms = ("model", "storage", "actors", "cli", "server")
+    for package in (f"perdure.{room}" for room in rooms):
         root = root_of(package)
         if root is not None and not root.resolve().is_relative_to(Path(expected).resolve()):
             raise pytest.UsageError(f"{package} comes from {root}, not from {expected}")

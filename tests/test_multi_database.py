@@ -1,0 +1,124 @@
+"""A queue in another database than the application's data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transaction
+import ZODB
+from ZODB.FileStorage import FileStorage
+from ZODB.MappingStorage import MappingStorage
+
+from perdure.model import Job, JobFailedError, Status, check, find_job, get_queue, install
+from support.jobs import Counter
+from support.systems import LIMIT, Systems
+
+STORAGES: dict[str, Callable[[Path], Any]] = {
+    "mapping": lambda folder: MappingStorage(),
+    "file": lambda folder: FileStorage(str(folder / "data.fs")),
+}
+
+
+@pytest.fixture(params=STORAGES)
+def databases(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Two databases that know each other: one for the queue, one for the data."""
+    found: dict[str, Any] = {}
+    for name in ("jobs", "data"):
+        folder = tmp_path / name
+        folder.mkdir()
+        storage = STORAGES[request.param](folder)
+        ZODB.DB(storage, databases=found, database_name=name)
+    yield found
+    assert check(found["jobs"]) == []
+    for database in found.values():
+        database.close()
+
+
+def add_and_fail(counter: Counter) -> None:
+    counter.add()
+    raise ValueError("no")
+
+
+def add_and_doom(counter: Counter) -> None:
+    counter.add()
+    transaction.doom()
+
+
+def put(databases: dict[str, Any], function: Any = None) -> Any:
+    """Make a counter in the one database, and put a job for it into the other, in one commit."""
+    install(databases["jobs"])
+    with databases["jobs"].transaction() as connection:
+        counter = connection.get_connection("data").root()["counter"] = Counter()
+        connection.get_connection("data").add(counter)
+        job = Job(counter.add) if function is None else Job(function, counter)
+        get_queue(connection).put(job)
+        return job.ref
+
+
+def value(databases: dict[str, Any]) -> int:
+    with databases["data"].transaction() as connection:
+        return int(connection.root()["counter"].value)
+
+
+@pytest.mark.spec("Q1", "J6", "D13")
+def test_job_and_data_in_two_databases_are_committed_together(
+    systems: Systems, databases: dict[str, Any]
+) -> None:
+    ref = put(databases)
+    assert ref.database_name == "jobs"
+    system = systems.start(databases["jobs"])
+    assert system.result(ref, timeout=LIMIT) == 1
+    assert value(databases) == 1
+
+
+@pytest.mark.spec("Q1", "J6")
+@pytest.mark.parametrize("function", [add_and_fail, add_and_doom])
+def test_what_a_failed_job_changed_in_the_other_database_is_not_committed(
+    systems: Systems, databases: dict[str, Any], function: Any
+) -> None:
+    ref = put(databases, function)
+    system = systems.start(databases["jobs"])
+    with pytest.raises(JobFailedError):
+        system.result(ref, timeout=LIMIT)
+    assert value(databases) == 0
+
+
+@pytest.mark.spec("Q1", "J6", "R12")
+def test_a_conflict_in_the_other_database_lets_neither_be_committed_and_the_job_run_again(
+    systems: Systems, databases: dict[str, Any]
+) -> None:
+    install(databases["jobs"])
+    with databases["jobs"].transaction() as connection:
+        counter = connection.get_connection("data").root()["counter"] = Counter()
+        connection.get_connection("data").add(counter)
+        refs = [get_queue(connection).put(Job(counter.add)).ref for _ in range(40)]
+    system = systems.start(databases["jobs"], {"": 4})
+    results = sorted(system.result(ref, timeout=LIMIT) for ref in refs)
+    assert results == list(range(1, 41))
+    assert value(databases) == 40
+
+
+@pytest.mark.spec("Q1", "J6")
+def test_a_put_is_aborted_with_the_data_of_the_other_database(databases: dict[str, Any]) -> None:
+    install(databases["jobs"])
+    with pytest.raises(ZeroDivisionError):
+        with databases["jobs"].transaction() as connection:
+            connection.get_connection("data").root()["counter"] = Counter()
+            get_queue(connection).put(Job(int))
+            raise ZeroDivisionError
+    with databases["jobs"].transaction() as connection:
+        assert len(get_queue(connection)) == 0
+        assert "counter" not in connection.get_connection("data").root()
+
+
+@pytest.mark.spec("Q1", "D13")
+def test_the_job_is_found_by_its_reference_which_names_its_database(
+    databases: dict[str, Any],
+) -> None:
+    ref = put(databases)
+    with databases["jobs"].transaction() as connection:
+        assert str(ref).startswith("jobs:")
+        assert find_job(connection, str(ref)).status is Status.PENDING
