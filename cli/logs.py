@@ -59,12 +59,21 @@ def _moment(record: logging.LogRecord) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(record.created, datetime.UTC)
 
 
+def _lines(record: logging.LogRecord) -> list[str]:
+    return [line for line in record.getMessage().splitlines() if line.strip()]
+
+
+def _in_one_line(lines: list[str]) -> str:
+    """Return a long text in short: what it is about, and its last line, what has happened."""
+    return " ".join([*lines[:1], *lines[1:][-1:]]).strip()
+
+
 class _Text(logging.Formatter):
-    """One line for people: the last line of a long text is what has happened."""
+    """One line for people."""
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = [line.strip() for line in record.getMessage().splitlines() if line.strip()]
-        text = " ".join([*lines[:1], *lines[1:][-1:]])
+        lines = _lines(record)
+        text = _in_one_line(lines)
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
             text += f": {type(error).__name__}: {error}"
@@ -78,13 +87,27 @@ class _Json(logging.Formatter):
     """One JSON object in a line for machines."""
 
     def format(self, record: logging.LogRecord) -> str:
+        lines = _lines(record)
         document = {
             "time": _moment(record).isoformat(),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "event": record.getMessage(),
-            **{name: str(getattr(record, name, "")) for name in FIELDS},
+            "event": " ".join(_in_one_line(lines).split()),
+            **_known(record),
         }
+        # What a job failed with is in the text, what the runtime failed with beside it.
+        more = lines[1:]
         if record.exc_info:
-            document["traceback"] = self.formatException(record.exc_info)
+            more.append(self.formatException(record.exc_info))
+        if more:
+            document["traceback"] = "\n".join(more)
         return json.dumps(document)
+
+
+def _known(record: logging.LogRecord) -> dict[str, str | None]:
+    """Return the fields of a record; None for what is not known."""
+    found = {name: str(getattr(record, name, "")) or None for name in FIELDS}
+    if found["queue"] is None and (found["job"] or found["agent"]):
+        # These are in a queue, and the name of the default one is empty.
+        found["queue"] = ""
+    return found

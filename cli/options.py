@@ -16,6 +16,12 @@ from typing import Any
 
 import click
 
+from perdure.cli.completing import (
+    DEFAULT_DATABASE,
+    VARIABLE,
+    complete_file,
+    complete_queue,
+)
 from perdure.cli.durations import parse_duration, parse_moment
 
 __all__ = [
@@ -28,9 +34,6 @@ __all__ = [
     "queue_option",
     "queue_size",
 ]
-
-DEFAULT_DATABASE = "perdure.fs"
-VARIABLE = "PERDURE_DB"
 
 Function = Callable[..., Any]
 
@@ -56,6 +59,7 @@ def database_options(function: Function) -> Function:
         envvar=VARIABLE,
         show_default=True,
         show_envvar=True,
+        shell_complete=complete_file,
         help="The database: the path of a file, or a URI such as zeo://localhost:8100.",
     )
     @click.option(
@@ -109,6 +113,7 @@ def queue_option(function: Function) -> Function:
     return click.option(
         "--queue",
         metavar="NAME",
+        shell_complete=complete_queue,
         help="Only this queue; the default queue, whose name is empty, is called 'default'.",
     )(function)
 

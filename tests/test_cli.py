@@ -88,13 +88,23 @@ def test_a_shell_can_be_taught_to_complete(capsys, shell):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("perdure sta", ["status"]),
-        ("perdure re", ["retry", "resume", "resize"]),
-        ("perdure jobs --stat", ["--status", "--statistics"]),
-        ("perdure jobs --status p", ["pending"]),
+        ("perdure sta", ["plain,status"]),
+        ("perdure re", ["plain,retry", "plain,resume", "plain,resize"]),
+        ("perdure jobs --stat", ["plain,--status", "plain,--statistics"]),
+        ("perdure jobs --status p", ["plain,pending"]),
+        ("perdure status --db so", ["file,so"]),
+        ("perdure status --app-dir so", ["dir,so"]),
+        ("perdure put app:add --policy f", ["plain,four-times", "plain,forever"]),
+        ("perdure put app:add --queue m", ["plain,mail"]),
+        ("perdure jobs --queue d", ["plain,default"]),
+        ("perdure pause m", ["plain,mail"]),
+        ("perdure keep --db nowhere.fs m", []),
     ],
 )
-def test_commands_options_and_choices_are_completed(words, expected):
+def test_what_a_shell_wants_is_completed(shell: Shell, shop: Shop, words, expected):
+    shell.ok("status")  # leaves the index
+    before = sorted(shell.folder.rglob("*")), shell.database.read_bytes()
+
     done = subprocess.run(
         [sys.executable, "-m", "perdure.cli"],
         env={
@@ -108,8 +118,9 @@ def test_commands_options_and_choices_are_completed(words, expected):
         timeout=120,
     )
 
-    assert [line.partition(",")[2] for line in done.stdout.splitlines()] == expected
+    assert [line for line in done.stdout.splitlines() if line] == expected
     assert done.stderr == ""
+    assert (sorted(shell.folder.rglob("*")), shell.database.read_bytes()) == before
 
 
 def test_a_reader_that_has_gone_is_status_1_and_silence(capfd, monkeypatch):

@@ -88,7 +88,10 @@ def test_what_matters_is_written(capsys, level, written):
 
 def test_an_event_is_a_json_object_in_a_line(capsys):
     with writing_logs("json", "info"):
-        record("perdure.events", logging.ERROR, "failed:\nno", job="2f", queue="mail")
+        record(
+            "perdure.events", logging.ERROR, "%s failed:\nTraceback …\n  x\n\nValueError: no\n",
+            "app:f", job="2f", queue="mail",
+        )  # fmt: skip
         try:
             raise ValueError("no")
         except ValueError:
@@ -97,10 +100,22 @@ def test_an_event_is_a_json_object_in_a_line(capsys):
     failed, lost = [json.loads(line) for line in lines(capsys)]
     assert failed.pop("time").endswith("+00:00")
     assert failed == {
-        "level": "error", "logger": "perdure.events", "event": "failed:\nno",
-        "job": "2f", "queue": "mail", "agent": "", "dispatcher": "",
+        "level": "error", "logger": "perdure.events", "event": "app:f failed: ValueError: no",
+        "job": "2f", "queue": "mail", "agent": None, "dispatcher": None,
+        "traceback": "Traceback …\n  x\nValueError: no",
     }  # fmt: skip
+    assert (lost["event"], lost["job"], lost["queue"]) == ("lost", None, None)
     assert lost["traceback"].endswith("ValueError: no")
+
+
+def test_the_default_queue_of_a_job_is_no_unknown_one(capsys):
+    with writing_logs("json", "info"):
+        record("perdure.events", logging.INFO, "done", job="2f", queue="", agent="")
+        record("perdure.events", logging.INFO, "done", job="", queue="", dispatcher="8d")
+
+    of_job, of_process = [json.loads(line) for line in lines(capsys)]
+    assert (of_job["queue"], of_job["agent"]) == ("", None)
+    assert (of_process["queue"], of_process["dispatcher"]) == (None, "8d")
 
 
 def test_logging_is_afterwards_as_it_was():
@@ -250,7 +265,7 @@ def test_it_runs_jobs_and_tells_each_in_one_line(shell: Shell, shop: Shop, start
     failing = shell.ok("put", "app:fail").strip()
     run = started("--queue", ":1")
 
-    done = [run.wait_for(" succeeded with "), run.wait_for(" failed:\n")]
+    done = [run.wait_for(" succeeded with "), run.wait_for(" failed: ")]
     run.process.send_signal(signal.SIGTERM)
     rest = list(run.events())
 
@@ -258,6 +273,7 @@ def test_it_runs_jobs_and_tells_each_in_one_line(shell: Shell, shop: Shop, start
     assert {event["queue"] for event in done} == {""}
     assert {event["agent"] for event in done} == {"main"}
     assert done[1]["level"] == "error" and "ValueError: no" in done[1]["event"]
+    assert done[1]["traceback"].startswith("Traceback")
     assert not [event for event in rest if event["job"]]
     assert run.process.wait(SECONDS) == 0
     assert shell.json("show", shop.waiting)["result"] == "'hello Ada hello Ada'"

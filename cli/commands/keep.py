@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import click
 
+from perdure.cli.completing import complete_queue
 from perdure.cli.options import Source, database_options, duration, json_option
 
 __all__ = ["COMMANDS"]
@@ -16,7 +17,7 @@ def _retention(text: str) -> timedelta | str:
 
 
 @click.command(short_help="Say how long jobs that are done are kept.")
-@click.argument("queue", required=False)
+@click.argument("queue", required=False, shell_complete=complete_queue)
 @click.option("--agent", metavar="NAME", help="For the agents of this name of QUEUE.")
 @click.option("--job", metavar="JOB", help="For one job that waits.")
 @click.option(

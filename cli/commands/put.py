@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from perdure.cli.completing import complete_policy, complete_queue
 from perdure.cli.options import Source, database_options, duration, json_option, moment
 
 __all__ = ["COMMANDS"]
@@ -50,7 +51,13 @@ def _is_number(word: str) -> bool:
 )
 @click.argument("words", nargs=-1, metavar="MODULE:FUNCTION [ARGUMENT]...")
 @database_options
-@click.option("--queue", metavar="NAME", default="", help="The queue, if not the default one.")
+@click.option(
+    "--queue",
+    metavar="NAME",
+    default="",
+    shell_complete=complete_queue,
+    help="The queue, if not the default one.",
+)
 @click.option(
     "--in", "in_", metavar="DURATION", type=duration, help="Not before so long from now."
 )
@@ -76,6 +83,7 @@ def _is_number(word: str) -> bool:
 @click.option(
     "--policy",
     metavar="POLICY",
+    shell_complete=complete_policy,
     help="Its retry policy: never, four-times, forever, a registered name, or MODULE:FACTORY.",
 )
 @click.option(

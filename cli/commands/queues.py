@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from perdure.cli.completing import complete_queue
 from perdure.cli.options import Source, database_options, json_option, queue_size
 
 __all__ = ["COMMANDS"]
 
 
 @click.command(short_help="Let no more jobs of a queue begin.")
-@click.argument("queue")
+@click.argument("queue", shell_complete=complete_queue)
 @database_options
 @json_option
 def pause(source: Source, queue: str, as_json: bool) -> int:
@@ -35,7 +36,7 @@ def pause(source: Source, queue: str, as_json: bool) -> int:
 
 
 @click.command(short_help="Let jobs of a paused queue begin again.")
-@click.argument("queue")
+@click.argument("queue", shell_complete=complete_queue)
 @database_options
 @json_option
 def resume(source: Source, queue: str, as_json: bool) -> int:
