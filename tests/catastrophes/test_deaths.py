@@ -56,9 +56,9 @@ def test_of_two_that_claim_a_job_at_once_one_gets_it_and_the_other_goes_on(scene
 
 @pytest.mark.spec("C3", "D10")
 def test_a_job_that_a_stop_has_cut_short_runs_again(scene: Scene) -> None:
-    place = scene.worker("first", **NEVER)
     again = scene.put(scenes.note_at_gate, "again")
     never = scene.put(scenes.only_once, "never", retry_policy_factory=NeverRetry)
+    place = scene.worker("first", **NEVER)
     assert {place.child.line("at"), place.child.line("at")} == {"at again", "at never"}
     place.child.terminate()
     # The second one is not to wait for the jobs; another signal, so that both arrive.
@@ -76,9 +76,9 @@ def test_a_job_that_a_stop_has_cut_short_runs_again(scene: Scene) -> None:
 
 @pytest.mark.spec("C4", "D5")
 def test_after_a_kill_the_same_instance_goes_on(scene: Scene) -> None:
-    place = scene.worker("first", **NEVER)
     again = scene.put(scenes.note_at_gate, "again")
     never = scene.put(scenes.only_once, "never", retry_policy_factory=NeverRetry)
+    place = scene.worker("first", **NEVER)
     assert {place.child.line("at"), place.child.line("at")} == {"at again", "at never"}
     place.child.kill()
     scene.begin(place)
@@ -94,9 +94,9 @@ def test_after_a_kill_the_same_instance_goes_on(scene: Scene) -> None:
 @pytest.mark.spec("C5", "D4", "D6")
 @pytest.mark.parametrize("settings", [NEVER, ELSEWHERE], ids=["same host", "other host"])
 def test_after_a_kill_a_sibling_takes_over(scene: Scene, settings: dict[str, Any]) -> None:
-    place = scene.worker("first", **settings)
     again = scene.put(scenes.note_at_gate, "again")
     never = scene.put(scenes.only_once, "never", retry_policy_factory=NeverRetry)
+    place = scene.worker("first", **settings)
     assert {place.child.line("at"), place.child.line("at")} == {"at again", "at never"}
     sibling = scene.worker("sibling", **settings)
     place.child.kill()
@@ -122,8 +122,8 @@ def test_after_a_kill_amid_callbacks_those_that_are_done_do_not_run_again(
         job.add_callback(Job(scenes.note_result, ledger, "three"))
         return job
 
-    place = scene.worker("first", **NEVER)
     ref = scene.put_made(make)
+    place = scene.worker("first", **NEVER)
     assert place.child.line("at two")
     if who == "a sibling":
         place.child.kill()
