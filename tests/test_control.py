@@ -45,7 +45,6 @@ from perdure.actors import (
     active_processes,
     ask_process,
     control,
-    localsocket,
     start,
     wire,
 )
@@ -61,6 +60,7 @@ from perdure.model import (
     UnknownSettingError,
     find_job,
     get_queue,
+    localsocket,
 )
 from perdure.model.clock import SystemClock
 from perdure.model.errors import PerdureError, UnknownMessageError
