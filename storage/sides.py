@@ -49,6 +49,7 @@ from perdure.storage.client import Client
 from perdure.storage.file import LocalFace, ServedFace, SharedFile, changes_since
 from perdure.storage.forking import Inherited, let_go_in_children
 from perdure.storage.limits import Limits
+from perdure.storage.oids import GivenOids
 from perdure.storage.place import Place
 from perdure.storage.server import Server
 
@@ -62,9 +63,6 @@ T = TypeVar("T")
 Told = Callable[[bytes, Collection[bytes] | None], object]
 
 _LOOK_AGAIN_SECONDS = 0.05
-
-#: How far a new owner stays away from the object ids that the one before may have given away.
-_OIDS_SKIPPED = 10_000
 
 
 class Sides(Inherited):
@@ -205,7 +203,9 @@ class Sides(Inherited):
         try:
             if not self._create and not os.path.isfile(self._place.path):
                 raise DatabaseNotFoundError(f"the database {self._place.path} has gone")
-            self._file = SharedFile(self._place.path, self._wanted_blobs, self._blob_layout)
+            self._file = SharedFile(
+                self._place.path, self._wanted_blobs, self._blob_layout, GivenOids(lock)
+            )
         except zc.lockfile.LockError:
             lock.close()
             return None
@@ -328,7 +328,6 @@ class Sides(Inherited):
             return None
         if self._db is not None:
             face.registerDB(self._db)
-        face.file.set_max_oid(_later(face.file._oid, _OIDS_SKIPPED))
         # From here on the order counts, see above.
         self._reads = face
         oids = list(set(changes_since(face.file, seen))) if last > seen else []
@@ -459,7 +458,3 @@ class _Relay:
         return data
 
     untransform_record_data = transform_record_data
-
-
-def _later(oid: bytes, count: int) -> bytes:
-    return (int.from_bytes(oid, "big") + count).to_bytes(8, "big")
