@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from perdure.actors import localsocket, wire
+from perdure.actors import wire
 from perdure.actors.control import ANSWER_SECONDS, socket_path
+from perdure.model import localsocket
 from perdure.model.clock import SystemClock
 from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.errors import ProcessNotReachableError, UnknownSettingError

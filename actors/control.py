@@ -19,8 +19,9 @@ from typing import Any
 
 import pykka
 
-from perdure.actors import localsocket, wire
+from perdure.actors import wire
 from perdure.actors.execution import ExcInfo
+from perdure.model import localsocket
 from perdure.model.errors import PerdureError, UnknownMessageError
 from perdure.model.incarnation import Incarnation
 from perdure.model.logs import events, trace
@@ -219,10 +220,10 @@ def _frame(value: Any, error: BaseException | None) -> bytes:
 
 
 def _is_ours(client: socket.socket) -> bool:
-    known = localsocket.peer(client)
-    if known is None or known[1] == localsocket.own_user():
+    other = localsocket.stranger(client)
+    if other is None:
         return True
-    events.warning("process %d of the user with id %d was refused at the control socket", *known)
+    events.warning("process %d of the user with id %d was refused at the control socket", *other)
     return False
 
 

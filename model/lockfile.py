@@ -48,6 +48,17 @@ class LockFile:
                 _open_files.remove(self)
                 os.close(self.descriptor)
 
+    def read(self, size: int) -> bytes:
+        """Return its first bytes, at most so many."""
+        return os.pread(self.descriptor, size, 0)
+
+    def write(self, data: bytes) -> None:
+        """Write at its beginning; raises `ValueError` if it is closed, as it is in a child."""
+        with _guard:
+            if self not in _open_files:
+                raise ValueError("the lock file is closed")
+            os.pwrite(self.descriptor, data, 0)
+
     def try_lock(self) -> bool:
         """Take the lock alone, until `close`; False if anybody has it, alone or shared."""
         return self._try(fcntl.LOCK_EX)

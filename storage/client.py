@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import selectors
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +23,7 @@ from ZEO.Exceptions import ClientDisconnected
 from ZODB.blob import FilesystemHelper
 from ZODB.POSException import StorageTransactionError
 
+from perdure.model.localsocket import stranger
 from perdure.storage.commitlock import CommitLock
 from perdure.storage.forking import Inherited, let_go_in_children, of_selector
 from perdure.storage.place import Place
@@ -138,6 +141,26 @@ class Client(ClientStorage):
             raise ClientDisconnected("the connection was lost before the finish") from error
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """Connects to processes of this user only: what they send is unpickled."""
+
+    async def create_unix_connection(  # type: ignore[override]
+        self, factory: Any, path: str, **kwargs: Any
+    ) -> Any:
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connected.setblocking(False)
+            await self.sock_connect(connected, path)
+            other = stranger(connected)
+            if other is not None:
+                what = f"process {other[0]} of the user with id {other[1]} answers"
+                raise PermissionError(errno.EACCES, what, path)
+        except BaseException:
+            connected.close()
+            raise
+        return await super().create_unix_connection(factory, sock=connected, **kwargs)
+
+
 class _Runner(ClientThread, Inherited):
     """The thread of a client's connection."""
 
@@ -145,7 +168,7 @@ class _Runner(ClientThread, Inherited):
         self._guard = threading.Lock()
         self.ended = False
         self._selector = selectors.DefaultSelector()
-        self.loop = asyncio.SelectorEventLoop(self._selector)
+        self.loop = _Loop(self._selector)
         let_go_in_children(self)
         super().__init__(*args, disconnect_poll=_POLL_SECONDS, **kwargs)
 

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import zope.interface
+from persistent.TimeStamp import TimeStamp
+from ZEO.Exceptions import ClientDisconnected
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.FileStorage import FileStorageError, packed_version
 from ZODB.interfaces import IBlobStorageRestoreable
@@ -26,6 +28,7 @@ from ZODB.utils import u64, z64
 
 from perdure.storage.commitlock import CommitLock
 from perdure.storage.forking import Inherited, let_go_in_children
+from perdure.storage.oids import GivenOids
 
 __all__ = ["LocalFace", "ServedFace", "SharedFile", "changes_since"]
 
@@ -39,7 +42,9 @@ class SharedFile(FileStorage, Inherited):
     Raises what `FileStorage` raises, `zc.lockfile.LockError` where another process has it.
     """
 
-    def __init__(self, path: str, blob_dir: str | None, blob_layout: str = "automatic") -> None:
+    def __init__(
+        self, path: str, blob_dir: str | None, blob_layout: str, given: GivenOids
+    ) -> None:
         let_go_in_children(self)
         self._open = True
         #: Called when a commit has failed half-way, and the file was closed for that.
@@ -47,6 +52,8 @@ class SharedFile(FileStorage, Inherited):
         # Held while a pack puts its copy in the place of the file.
         self._replacing = threading.Lock()
         self._pack_replaces = False
+        # The thread that finishes a commit, while it is not known whether that is on disk.
+        self._finishing: int | None = None
         try:
             super().__init__(path, packer=self._copy_packed)
             if blob_dir is not None:
@@ -59,6 +66,8 @@ class SharedFile(FileStorage, Inherited):
             self._close_files()
             raise
         self._forget_unfinished()
+        self._given = given
+        self.set_max_oid(given.begin_behind(self._oid, new=self._pos <= len(packed_version)))
         self._commit_lock = self.commit_lock = CommitLock()
         self._commit_lock_acquire = self.commit_lock.acquire
         self._commit_lock_release = self.commit_lock.release
@@ -72,13 +81,37 @@ class SharedFile(FileStorage, Inherited):
             length = u64(self._file.read(8))
             self._ltid = self._read_txn_header(self._pos - length - 8).tid
 
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
+    def new_oid(self) -> bytes:
+        oid: bytes = super().new_oid()
+        if self._open and oid > self._given.noted:
+            self._given.note(oid)
+        # Asked last: who finds it open has got its number before `close` looks for the last one.
+        if not self._open:
+            raise ClientDisconnected("the storage is closed")
+        return oid
+
     def changed(self) -> list[bytes]:
         """The objects that the transaction under way has written so far."""
         return list(self._tindex)
 
+    def safe_tid(self) -> bytes:
+        """The last transaction that is on disk for certain."""
+        return bytes(self._ltid)
+
+    def go_on_behind(self, tid: bytes) -> None:
+        """Give no transaction an id up to this one, which is perhaps not in the file."""
+        if TimeStamp(tid) > self._ts:
+            self._ts: Any = TimeStamp(tid)
+
     def _finish(self, *args: Any) -> None:
+        self._finishing = threading.get_ident()
         try:
             super()._finish(*args)
+            self._finishing = None
         except BaseException:
             # The storage has closed itself, since nobody knows what is on disk now.
             self.close()
@@ -111,6 +144,13 @@ class SharedFile(FileStorage, Inherited):
             if not self._open:
                 return
             self._open = False
+            if self._finishing == threading.get_ident():
+                # It has failed, and nobody was told of it: then it has not taken place. If this
+                # fails as well, the next one to open the file sees what is there.
+                with contextlib.suppress(Exception):
+                    self._file.truncate(self._pos)
+            with contextlib.suppress(Exception):  # what was noted before is enough
+                self._given.end_with(self._oid)
             with contextlib.suppress(Exception):  # it is made anew at the next opening
                 self._save_index()
             self._close_files()
@@ -217,10 +257,17 @@ class ServedFace(_Face):
         return found
 
 
-def changes_since(file: SharedFile, tid: bytes) -> Iterator[bytes]:
-    """The objects that were changed after `tid`, some of them perhaps more than once."""
+def changes_since(storage: Any, tid: bytes, last: bytes | None = None) -> Iterator[bytes]:
+    """The objects that were changed after `tid`, some of them perhaps more than once.
+
+    `storage`: anything that has the transactions; `last`: where to stop.
+    """
     after = (int.from_bytes(tid, "big") + 1).to_bytes(8, "big")
-    with contextlib.closing(file.iterator(after)) as transactions:
+    transactions = storage.iterator(after, last)
+    try:
         for each in transactions:
             for record in each:
                 yield record.oid
+    finally:
+        if hasattr(transactions, "close"):  # a client's has none
+            transactions.close()

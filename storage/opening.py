@@ -193,6 +193,11 @@ def _check_file(path: str, create: bool) -> None:
         raise UnknownSettingError(f"{path} is a folder: name the database's file in it") from error
     except OSError as error:
         raise _not_accessible(path, error) from error
+    if not first and not create:
+        raise DatabaseNotFoundError(
+            f"{path} is an empty file and no database: name another one, or make a database of "
+            "it by starting a system on it"
+        )
     if first and first != packed_version:
         raise UnknownSettingError(
             f"{path} is a file, and no ZODB database of a version that can be read here"

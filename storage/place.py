@@ -14,19 +14,16 @@ import re
 import secrets
 import socket
 import stat
-import sys
 from pathlib import Path
 
 from perdure.model.errors import DatabaseAccessError
+from perdure.model.localsocket import LONGEST, stranger
 from perdure.model.lockfile import LockFile
 
 __all__ = ["Place"]
 
 SOCKET = "share.sock"
 LOCK = "share.lock"
-
-#: What fits into the address of a socket, without the zero byte behind it.
-_LONGEST = 107 if sys.platform == "linux" else 103
 
 _BACKLOG = 128
 
@@ -106,11 +103,11 @@ class Place:
         Raises `DatabaseAccessError` where the path is too long and there is no other way.
         """
         path = os.path.join(self.folder, name)
-        if len(os.fsencode(path)) <= _LONGEST:
+        if len(os.fsencode(path)) <= LONGEST:
             return path
         if not os.path.isdir("/proc/self/fd"):
             raise DatabaseAccessError(
-                f"the path {path} is longer than the {_LONGEST} bytes that the address of a "
+                f"the path {path} is longer than the {LONGEST} bytes that the address of a "
                 "socket may have here: move the database to a folder with a shorter path"
             )
         if self._descriptor is None:
@@ -156,6 +153,13 @@ class Place:
                 return True
             except OSError:
                 return False
+            other = stranger(probe)
+        if other is not None:
+            raise DatabaseAccessError(
+                f"{self.socket} is answered by the process {other[0]} of the user with the number "
+                f"{other[1]}, and this process runs as {os.geteuid()}: a database file is shared "
+                "by processes of one user; run as that user, or use a ZEO server"
+            )
         return True
 
     def try_to_share(self) -> LockFile | None:
@@ -171,6 +175,13 @@ class Place:
             return lock
         lock.close()
         return None
+
+    def has_database(self) -> bool:
+        """Tell whether there is a file with something in it."""
+        try:
+            return stat.S_ISREG(os.stat(self.path).st_mode) and os.path.getsize(self.path) > 0
+        except OSError:
+            return False
 
     def is_shared(self) -> bool:
         """Tell whether some process shares the file, or is about to."""

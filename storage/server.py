@@ -26,6 +26,7 @@ from ZEO.asyncio.server import Delay, Result, ServerProtocol
 from ZEO.StorageServer import LockManager, StorageServer, ZEOStorage
 from ZODB.POSException import ConflictError, StorageTransactionError
 
+from perdure.model.localsocket import stranger
 from perdure.storage.commitlock import CommitLock
 from perdure.storage.file import ServedFace
 from perdure.storage.forking import Inherited, let_go_in_children, of_selector
@@ -130,6 +131,12 @@ class Server(StorageServer, Inherited):
             lambda: _Connection(self), sock=self._listening
         )
         await self._closing.wait()
+        # Nobody is let in any more. Who just was is among the connections when the tasks are done;
+        # closed before that, `listening` would fail them and leave their sockets open.
+        self.event_loop.remove_reader(self._listening)
+        letting_in = asyncio.all_tasks() - {asyncio.current_task()}
+        if letting_in:
+            await asyncio.wait(letting_in)
         listening.close()
         for connection in list(self.connections):
             connection.close()
@@ -210,6 +217,15 @@ class _Connection(ServerProtocol):
         self._transport = transport
         self._server.connections.add(self)
         super().connection_made(transport)
+        other = stranger(transport.get_extra_info("socket"))
+        if other is not None:
+            logger.warning(
+                "process %d of the user with id %d was refused by who shares %s",
+                *other,
+                self._server._place.path,
+            )
+            # Nothing is read from it any more.
+            transport.abort()
         pause: Callable[[], None] = self.pause_writing
         resume: Callable[[], None] = self.resume_writing
 

@@ -24,6 +24,12 @@ the file, and was told. What was acknowledged is in the file, since the owner ac
 is on disk; and a client has seen nothing that is not in the file, since the owner tells of a
 commit when it is on disk.
 
+An owner whose commit fails half-way does not know what is on disk. It lets go of the file, and
+has no side until it owns it again or is a client of who owns it by then. What it has seen is all
+that its file had before that commit. It goes the same four steps; what changed behind `seen`, and
+up to the moment when it connected, a client reads through its new connection, and what it hears
+of meanwhile it tells after that.
+
 A transaction belongs to the side on which it began. It ends there, or fails.
 """
 
@@ -40,16 +46,22 @@ import zope.interface
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.blob import FilesystemHelper
 from ZODB.interfaces import IBlobStorage
-from ZODB.POSException import StorageTransactionError
 
 from perdure.model.clock import Clock, SystemClock
-from perdure.model.errors import DatabaseLockedError, DatabaseNotFoundError
+from perdure.model.errors import (
+    DatabaseAccessError,
+    DatabaseLockedError,
+    DatabaseNotFoundError,
+)
 from perdure.model.lockfile import LockFile
+from perdure.storage.absent import Absent, Forked
 from perdure.storage.client import Client
 from perdure.storage.file import LocalFace, ServedFace, SharedFile, changes_since
 from perdure.storage.forking import Inherited, let_go_in_children
 from perdure.storage.limits import Limits
+from perdure.storage.oids import GivenOids
 from perdure.storage.place import Place
+from perdure.storage.relay import Relay, Told
 from perdure.storage.server import Server
 
 __all__ = ["Sides"]
@@ -58,13 +70,9 @@ logger = logging.getLogger("perdure.events")
 
 T = TypeVar("T")
 
-#: Told of a commit: its id, and the objects that it changed; None where these are not known.
-Told = Callable[[bytes, Collection[bytes] | None], object]
-
 _LOOK_AGAIN_SECONDS = 0.05
 
-#: How far a new owner stays away from the object ids that the one before may have given away.
-_OIDS_SKIPPED = 10_000
+_AFTER_AN_ERROR_SECONDS = 1.0
 
 
 class Sides(Inherited):
@@ -93,28 +101,29 @@ class Sides(Inherited):
         self._closed = False
         self._ended = False
         self._why_closed = "the storage is closed"
+        self._replaced = False
         self._sharing = False
         # Held while the side changes or ends.
         self._turning = threading.Lock()
         self._lock: LockFile | None = None
         self._file: SharedFile | None = None
         self._server: Server | None = None
-        self._watcher: threading.Thread | None = None
-        self._side: LocalFace | Client
+        self._side: LocalFace | Client | Absent
+        self._reads: LocalFace | Client | Absent
         self._side = self._reads = self._find_side()
         self.fshelper: Any = None
         if self._side.blob_dir:
             self.fshelper = FilesystemHelper(self._side.blob_dir)
             zope.interface.alsoProvides(self, IBlobStorage)
         let_go_in_children(self)
-        if isinstance(self._side, Client):
-            self._watcher = threading.Thread(
-                target=self._watch, name=f"perdure watching {self._place.path}", daemon=True
-            )
-            self._watcher.start()
+        self._watcher: threading.Thread | None = threading.Thread(
+            target=self._watch, name=f"perdure watching {self._place.path}", daemon=True
+        )
+        self._watcher.start()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "owner" if self.is_owner() else "client"
+        side = {LocalFace: "owner", Client: "client"}.get(type(self._side), "opening it again")
+        state = "closed" if self._closed else side
         return f"<{type(self).__name__} {self._place.path}, {state}>"
 
     def is_owner(self) -> bool:
@@ -141,8 +150,8 @@ class Sides(Inherited):
     def share(self) -> None:
         """Serve the file to others from now on, if this process owns it, now or later."""
         with self._turning:
-            self._sharing = True
             self._serve()
+            self._sharing = True
 
     def close(self) -> None:
         """Close it; complete when it returns, and may be repeated.
@@ -162,7 +171,7 @@ class Sides(Inherited):
     # Which side this process is on.
 
     def _find_side(self) -> LocalFace | Client:
-        if not self._create and not os.path.isfile(self._place.path):
+        if not self._create and not self._place.has_database():
             raise DatabaseNotFoundError(f"there is no database {self._place.path}")
         self._place.prepare()
         begun = self._clock.monotonic()
@@ -171,8 +180,10 @@ class Sides(Inherited):
                 owner = self._try_to_own()
                 if owner is not None:
                     return owner
-                client = self._try_to_join()
+                relay = Relay(self._hear)
+                client = self._try_to_join(relay)
                 if client is not None:
+                    relay.begin()
                     return client
                 shared = self._place.is_shared()
                 limit = self._limits.wait if shared else self._limits.unshared
@@ -203,9 +214,11 @@ class Sides(Inherited):
         if lock is None:
             return None
         try:
-            if not self._create and not os.path.isfile(self._place.path):
+            if not self._create and not self._place.has_database():
                 raise DatabaseNotFoundError(f"the database {self._place.path} has gone")
-            self._file = SharedFile(self._place.path, self._wanted_blobs, self._blob_layout)
+            self._file = SharedFile(
+                self._place.path, self._wanted_blobs, self._blob_layout, GivenOids(lock)
+            )
         except zc.lockfile.LockError:
             lock.close()
             return None
@@ -216,21 +229,22 @@ class Sides(Inherited):
         self._file.failed = self._fail
         return LocalFace(self._file)
 
-    def _try_to_join(self) -> Client | None:
+    def _try_to_join(self, relay: Relay) -> Client | None:
         """Connect to the one who owns the file, if it answers."""
         if not self._place.answers():
             return None
         client = Client(self._place, self._notify)
         if client.wait_for_connection(1.0):
-            client.registerDB(_Relay(self, client))
+            relay.last = client.lastTransaction
+            client.registerDB(relay)
             return client
         client.close()
         return None
 
     def _serve(self) -> None:
-        """Serve others; only with `_turning` held."""
+        """Serve others, if this process owns the file; only with `_turning` held."""
         side = self._side
-        if not self._sharing or self._server is not None or not isinstance(side, LocalFace):
+        if self._server is not None or not isinstance(side, LocalFace):
             return
         # No commit may come between what the server reads of the file and what it is told.
         side.file.commit_lock.acquire()
@@ -253,27 +267,39 @@ class Sides(Inherited):
             if not self._closed:
                 self._clock.wait(self._changed, seconds)
 
+    def _is_amiss(self) -> bool:
+        """Tell whether there is something to do for the watcher."""
+        side = self._side
+        if isinstance(side, Client):
+            return not side.is_connected()
+        return isinstance(side, Absent) or (self._sharing and self._server is None)
+
     def _watch(self) -> None:
-        """Take the file over, when it comes free."""
-        client = self._side
-        assert isinstance(client, Client)
-        nudged = b""
+        """Take the file over when it comes free, and come back after a failure."""
+        nudged, said = b"", ""
         while True:
             with self._changed:
-                while client.is_connected() and not self._closed:
+                while not self._closed and not self._is_amiss():
                     self._clock.wait(self._changed, None)
                 if self._closed:
                     return
+            side = self._side
             try:
-                if self.is_owner() or self._take_over(client):
+                if self._change_sides():
                     with self._turning:
-                        if not self._ended:
+                        if self._sharing and not self._ended:
                             self._serve()
-                    return
-                nudged = self._nudge(client, nudged)
-            except Exception:
-                logger.exception("the database %s cannot be taken over yet", self._place.path)
-                self._pause(1.0)
+                elif isinstance(side, Client):
+                    nudged = self._nudge(side, nudged)
+                said = ""
+            except Exception as error:
+                if repr(error) != said:
+                    said = repr(error)
+                    logger.exception(
+                        "the database %s cannot be opened again yet; trying until it can",
+                        self._place.path,
+                    )
+                self._pause(_AFTER_AN_ERROR_SECONDS)
             self._pause(_LOOK_AGAIN_SECONDS)
 
     def _nudge(self, client: Client, before: bytes) -> bytes:
@@ -288,67 +314,132 @@ class Sides(Inherited):
         client.connect_now()
         return seen
 
-    def _take_over(self, client: Client) -> bool:
+    def _change_sides(self) -> bool:
+        """Own the file if it is free, or go to who owns it; False if it is neither yet."""
         with self._turning:
-            if self._closed:
+            side = self._side
+            if self._closed or isinstance(side, LocalFace):
                 return True
-            self._wanted_blobs, self._blob_layout = client.blob_dir, "automatic"
+            if isinstance(side, Absent):
+                self._put_away()
+            self._wanted_blobs, self._blob_layout = side.blob_dir, "automatic"
             self._create = False
             face = self._try_to_own()
-            if face is None:
-                return False
-            try:
-                changed = self._move_to(face, client)
-            except BaseException as error:
-                self._end(f"the database could not be taken over: {error}")
-                raise
-            if changed is None:
-                return True
-        logger.info("this process has taken over the database %s", self._place.path)
-        last, oids = changed
+            if face is not None:
+                missed = self._move_to(face, side)
+            elif isinstance(side, Absent):
+                missed = self._join_again(side)
+            else:
+                missed = None
+        if missed is None:
+            return False
+        what = "has taken over" if self.is_owner() else "is again a client of who has"
+        logger.info("this process %s the database %s", what, self._place.path)
+        last, oids = missed
         if oids:
             self._tell(last, oids)
         return True
 
-    def _move_to(self, face: LocalFace, client: Client) -> tuple[bytes, list[bytes]] | None:
-        """Change sides, as is said above; None if that cannot be.
+    def _move_to(
+        self, face: LocalFace, before: Client | Absent
+    ) -> tuple[bytes, list[bytes]] | None:
+        """Own the file from now on, as is said above; None if it is another file.
 
         Returns the last transaction, and the objects that had changed without being told.
         """
-        client.close()
-        seen = client.lastTransaction()
-        last = face.lastTransaction()
-        if last < seen:
-            logger.critical(
-                "the database %s is older than what this process has read: it was replaced; "
-                "restart the process",
-                self._place.path,
-            )
-            self._end("the database was replaced by an older one: restart the process")
-            return None
-        if self._db is not None:
-            face.registerDB(self._db)
-        face.file.set_max_oid(_later(face.file._oid, _OIDS_SKIPPED))
-        # From here on the order counts, see above.
-        self._reads = face
-        oids = list(set(changes_since(face.file, seen))) if last > seen else []
-        if oids:
-            self._invalidate(last, oids)
-        with self._changed:
-            self._side = face
-            self._changed.notify_all()
+        if isinstance(before, Client):
+            before.close()
+        seen = before.lastTransaction()
+        try:
+            last = face.lastTransaction()
+            if last < seen:
+                self._refuse_older()
+                return None
+            if self._db is not None:
+                face.registerDB(self._db)
+            if isinstance(before, Absent) and before.doubtful is not None:
+                face.file.go_on_behind(before.doubtful)
+            # From here on the order counts, see above.
+            self._reads = face
+            oids = list(set(changes_since(face.file, seen))) if last > seen else []
+            if oids:
+                self._invalidate(last, oids)
+        except BaseException:
+            self._be_absent(Absent(self._place.path, seen, before.blob_dir))
+            face.file.close()
+            if self._lock is not None:
+                self._lock.close()
+            raise
+        self._be_on(face)
         return last, oids
 
-    def _fail(self) -> None:
-        """End after a commit that failed half-way; the next owner sees what is on disk."""
+    def _join_again(self, before: Absent) -> tuple[bytes, list[bytes]] | None:
+        """Be a client of who owns the file by now; None if nobody answers, else as `_move_to`."""
+        relay = Relay(self._hear)
+        client = self._try_to_join(relay)
+        if client is None:
+            return None
+        seen = before.lastTransaction()
+        try:
+            last = client.lastTransaction()
+            if last < seen:
+                client.close()
+                self._refuse_older()
+                return None
+            oids = list(set(changes_since(client, seen, last))) if last > seen else []
+        except BaseException:
+            client.close()
+            raise
+        self._reads = client
+        self._invalidate(last, oids)
+        relay.begin()
+        self._be_on(client)
+        return last, oids
+
+    def _be_on(self, side: LocalFace | Client) -> None:
         with self._changed:
-            self._closed = True
-            self._why_closed = "a commit could not be written: the storage was closed"
+            self._side = side
             self._changed.notify_all()
+
+    def _be_absent(self, absent: Absent) -> None:
+        with self._changed:
+            self._side = self._reads = absent
+            self._changed.notify_all()
+
+    def _refuse_older(self) -> None:
+        logger.critical(
+            "the database %s is older than what this process has read: it was replaced; "
+            "restart the process",
+            self._place.path,
+        )
+        self._replaced = True
+        self._end(
+            f"the database {self._place.path} was replaced by an older one: restart the process"
+        )
+
+    def _fail(self) -> None:
+        """Let go of the file after a commit that failed half-way, and come back to it.
+
+        Called in the thread of the commit, before anybody else can begin one.
+        """
+        # Looked at first: when it is absent, the watcher forgets them.
+        file, server, lock = self._file, self._server, self._lock
+        assert file is not None and lock is not None
+        self._be_absent(Absent(self._place.path, file.safe_tid(), file.blob_dir, file._tid))
+        logger.critical(
+            "a commit to the database %s could not be written to its end: it is opened again",
+            self._place.path,
+        )
+        file.commit_lock.end()
+        if server is not None:
+            server.stop_soon()
+        lock.close()
+
+    def _put_away(self) -> None:
+        """Forget the file that was let go of; only with `_turning` held."""
         if self._server is not None:
-            self._server.stop_soon()
-        if self._lock is not None:
-            self._lock.close()
+            self._server.close()
+        self._server = self._file = self._lock = None
 
     def _end(self, why: str) -> None:
         self._why_closed = why
@@ -365,10 +456,13 @@ class Sides(Inherited):
     def _let_go(self, file: SharedFile) -> None:
         if self._server is not None:
             self._server.close()
-        if not file.commit_lock.acquire(self._limits.close.total_seconds()):
-            logger.warning(
-                "the database %s is closed although a commit is under way", self._place.path
-            )
+        try:
+            if not file.commit_lock.acquire(self._limits.close.total_seconds()):
+                logger.warning(
+                    "the database %s is closed although a commit is under way", self._place.path
+                )
+        except ClientDisconnected:
+            return  # it was let go of
         # While nobody else can have put another one there.
         if self._server is not None:
             self._place.unlink()
@@ -383,7 +477,15 @@ class Sides(Inherited):
         if self._db is not None:
             self._db.invalidate(tid, oids)
 
-    def _tell(self, tid: bytes, oids: Iterable[bytes] | None) -> None:
+    def _hear(self, tid: bytes, oids: Collection[bytes] | None) -> None:
+        """Tell on what a client has heard."""
+        if oids is not None:
+            self._invalidate(tid, oids)
+        elif self._db is not None:
+            self._db.invalidateCache()
+        self._tell(tid, oids)
+
+    def _tell(self, tid: bytes, oids: Collection[bytes] | None) -> None:
         for told in self._hooks:
             try:
                 told(tid, oids)
@@ -398,17 +500,26 @@ class Sides(Inherited):
         while True:
             side = self._reads
             if self._closed:
-                raise ClientDisconnected(self._why_closed)
+                raise self._closed_error()
             try:
                 return call(side)
-            except ClientDisconnected:
+            except (ClientDisconnected, ValueError) as error:
+                if isinstance(error, ValueError) and not _is_let_go(side):
+                    raise
+                if self._closed:
+                    raise self._closed_error() from error
                 now = self._clock.monotonic()
                 if deadline is None:
                     deadline = now + self._limits.wait.total_seconds()
-                if self._closed or now >= deadline:
+                if now >= deadline:
                     raise
                 if self._reads is side:
                     self._pause(_LOOK_AGAIN_SECONDS)
+
+    def _closed_error(self) -> Exception:
+        # Where it is no use to wait, nobody must be told that it is.
+        kind: type[Exception] = DatabaseAccessError if self._replaced else ClientDisconnected
+        return kind(self._why_closed)
 
     # In a child that was forked.
 
@@ -417,49 +528,12 @@ class Sides(Inherited):
             yield self._place._descriptor
 
     def forked(self) -> None:
-        self._side = self._reads = _Forked(self._place.path)  # type: ignore[assignment]
+        self._side = self._reads = Forked(self._place.path)  # type: ignore[assignment]
         self._changed = threading.Condition()
         self._turning = threading.Lock()
         self._closed, self._file, self._server, self._watcher = False, None, None, None
         self._lock = None
 
 
-class _Forked:
-    """What a child has in the place of the storage."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise StorageTransactionError(
-            f"the database {self._path} was opened before this process was forked: open it again "
-            "here"
-        )
-
-
-class _Relay:
-    """What a client tells of the commits that others made; asked by it as if it were a DB."""
-
-    def __init__(self, storage: Sides, client: Client) -> None:
-        self._storage = storage
-        self._client = client
-
-    def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
-        self._storage._invalidate(tid, oids)
-        self._storage._tell(tid, oids)
-
-    def invalidateCache(self) -> None:
-        if self._storage._db is not None:
-            self._storage._db.invalidateCache()
-        self._storage._tell(self._client.lastTransaction(), None)
-
-    def transform_record_data(self, data: bytes) -> bytes:
-        return data
-
-    untransform_record_data = transform_record_data
-
-
-def _later(oid: bytes, count: int) -> bytes:
-    return (int.from_bytes(oid, "big") + count).to_bytes(8, "big")
+def _is_let_go(side: object) -> bool:
+    return isinstance(side, LocalFace) and not side.file.is_open

@@ -45,7 +45,6 @@ from perdure.actors import (
     active_processes,
     ask_process,
     control,
-    localsocket,
     start,
     wire,
 )
@@ -62,6 +61,7 @@ from perdure.model import (
     find_job,
     get_queue,
     install,
+    localsocket,
 )
 from perdure.model.clock import SystemClock
 from perdure.model.errors import PerdureError, UnknownMessageError

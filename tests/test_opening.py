@@ -140,6 +140,7 @@ BAD: list[tuple[str, dict[str, Any], type[PerdureError], str]] = [
     ("{}/a.fs", {"create": False}, DatabaseNotFoundError, "there is no database {}/a.fs"),
     ("file://{}/a.fs", {"create": False}, DatabaseNotFoundError, "there is no database {}/a.fs"),
     ("file://{}/a.fs?quota=9", {"create": False}, DatabaseNotFoundError, "no database {}/a.fs"),
+    ("{}/empty.fs", {"create": False}, DatabaseNotFoundError, "empty.fs is an empty file and no"),
     ("/proc/a.fs", {}, DatabaseAccessError, "cannot be made"),
 ]
 
@@ -149,12 +150,14 @@ def test_what_cannot_be_opened_is_refused_in_one_line_and_left_as_it_is(
     what: str, settings: Any, kind: type[PerdureError], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "letter.txt").write_text("Dear reader")
+    (tmp_path / "empty.fs").touch()
     with pytest.raises(kind) as caught:
         open_database(what.format(tmp_path), **settings)
     assert type(caught.value) is kind
     assert message.format(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert [each.name for each in tmp_path.iterdir()] == ["letter.txt"]
+    assert {each.name for each in tmp_path.iterdir()} == {"letter.txt", "empty.fs"}
+    assert (tmp_path / "empty.fs").read_bytes() == b""
 
 
 def test_blobs_survive_a_file_that_is_missing(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import stat
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +31,8 @@ from ZODB.utils import z64
 from perdure.model import DatabaseAccessError, DatabaseLockedError, DatabaseNotFoundError
 from perdure.model.lockfile import LockFile
 from perdure.storage import SharedStorage
+from perdure.storage import client as client_module
+from perdure.storage import place as place_module
 from perdure.storage import server as server_module
 from perdure.storage import sides as sides_module
 from perdure.storage.file import SharedFile
@@ -463,6 +467,82 @@ def test_a_new_owner_gives_no_object_the_number_that_the_old_one_gave(
         assert not given & {each.storage.new_oid() for _ in range(200)}
 
 
+def test_the_next_one_to_open_the_file_gives_no_number_again(side: Callable[..., Side]) -> None:
+    first = side()
+    given = [first.storage.new_oid() for _ in range(2_500)]
+    first.close()
+    again = side()
+    assert again.storage.new_oid() == _next(given[-1])
+
+
+def test_nor_the_next_one_to_open_the_file_of_an_owner_that_was_killed(
+    side: Callable[..., Side], path: Path
+) -> None:
+    first = side()
+    given = [first.storage.new_oid() for _ in range(2_500)]
+    noted = Path(f"{path}.perdure/share.lock").read_bytes()
+    first.close()
+    Path(f"{path}.perdure/share.lock").write_bytes(noted)
+    again = side()
+    assert given[-1] < again.storage.new_oid() <= _later(given[-1], 1_001)
+
+
+@pytest.mark.parametrize("note", [b"", b"\0" * 17, b"half of it"])
+def test_without_the_note_of_the_numbers_a_wide_berth_is_given(
+    note: bytes, side: Callable[..., Side], path: Path
+) -> None:
+    first = side()
+    first.commit(n=1)
+    given = [first.storage.new_oid() for _ in range(2_500)]
+    first.close()
+    Path(f"{path}.perdure/share.lock").write_bytes(note)
+    again = side()
+    assert again.storage.new_oid() > given[-1]
+
+
+def test_an_owner_that_has_closed_gives_no_number_any_more(side: Callable[..., Side]) -> None:
+    first = side()
+    face = first.storage._side
+    first.close()
+    with pytest.raises(ClientDisconnected):
+        face.new_oid()
+
+
+def test_what_was_added_before_the_file_changed_hands_is_stored_whole_after_that(
+    owner: Side, client: Side, side: Callable[..., Side]
+) -> None:
+    client.hear(owner.commit(n=1))
+    client.manager.begin()
+    added = [PersistentMapping(number=number) for number in range(20)]
+    for each in added:
+        client.connection.add(each)
+    client.root["added"] = PersistentMapping(dict(enumerate(added)))
+    client.manager.savepoint()
+    with client.storage._turning:
+        owner.close()
+        owner = side()
+        # Somebody who is given numbers and has not stored anything yet.
+        for _ in range(10):
+            owner.storage.new_oid()
+    assert owner.storage.is_owner()
+    within(lambda: client.storage.history(z64))
+    client.root["more"] = PersistentMapping()
+    within(client.manager.commit)
+    assert not client.storage.is_owner()
+    owner.manager.begin()
+    owner.connection.cacheMinimize()
+    assert [owner.root["added"][n]["number"] for n in range(20)] == list(range(20))
+    assert dict(owner.root["more"]) == {}
+
+
+def _later(oid: bytes, count: int) -> bytes:
+    return (int.from_bytes(oid, "big") + count).to_bytes(8, "big")
+
+
+def _next(oid: bytes) -> bytes:
+    return _later(oid, 1)
+
+
 def test_a_file_that_was_replaced_by_an_older_one_is_not_taken_over(
     owner: Side, client: Side, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -473,17 +553,22 @@ def test_a_file_that_was_replaced_by_an_older_one_is_not_taken_over(
         owner.close()
         path.write_bytes(older)
         path.with_name("app.fs.index").unlink()
-    with pytest.raises(ClientDisconnected, match="replaced by an older one"):
+    # Not an error after which one waits: it would be for ever.
+    with pytest.raises(DatabaseAccessError, match="replaced by an older one: restart"):
         within(client.commit)
     assert "was replaced" in caplog.text
     assert path.read_bytes() == older
     client.manager.abort()
 
 
-def test_a_take_over_that_fails_leaves_the_file_to_others(
-    owner: Side, client: Side, side: Callable[..., Side], monkeypatch: pytest.MonkeyPatch
+def test_a_take_over_that_fails_is_tried_again(
+    owner: Side,
+    client: Side,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    third = side()
+    client.hear(owner.commit(part=PersistentMapping(n=1)))
+    assert client.root["part"]["n"] == 1
     changes_since, failed = sides_module.changes_since, []
 
     def fail_once(*args: Any) -> Any:
@@ -492,23 +577,54 @@ def test_a_take_over_that_fails_leaves_the_file_to_others(
             raise OSError(5, "Input/output error")
         return changes_since(*args)
 
-    monkeypatch.setattr(sides_module, "changes_since", fail_once)
-    with client.storage._turning, third.storage._turning:
+    with client.storage._turning:
         monkeypatch.setattr(Server, "flush", lambda self, tid, tell=True: None)
-        owner.commit(n=1)
+        owner.manager.begin()
+        owner.root["part"]["n"] = 2
+        owner.manager.commit()
+        tid = owner.root["part"]._p_serial
         monkeypatch.undo()
         monkeypatch.setattr(sides_module, "changes_since", fail_once)
         owner.close()
+    client.hear(tid)
+    assert failed
+    assert "cannot be opened again yet" in caplog.text
+    assert client.root["part"]["n"] == 2
+    client.take_over()
 
-    def commit(each: Side) -> bool:
+
+def test_a_take_over_that_failed_may_end_on_another_side(
+    owner: Side, client: Side, side: Callable[..., Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.hear(owner.commit(part=PersistentMapping(n=1)))
+    assert client.root["part"]["n"] == 1
+    move_to, others, tids = client.storage._move_to, [], []
+
+    def fail(face: Any, before: Any) -> Any:
+        monkeypatch.setattr(client.storage, "_move_to", move_to)
+        face.registerDB = _raise_input_output
         try:
-            within(lambda: each.commit(m=1))
-        except ClientDisconnected as error:
-            assert "could not be taken over: [Errno 5]" in str(error)
-            return False
-        return True
+            return move_to(face, before)
+        finally:
+            others.append(side())
+            tids.append(others[0].commit(part=PersistentMapping(n=2)))
+            done.set()
 
-    assert sorted(map(commit, (client, third))) == [False, True]
+    done = threading.Event()
+    monkeypatch.setattr(client.storage, "_move_to", fail)
+    owner.close()
+    assert done.wait(LIMIT.total_seconds())
+    (other,) = others
+    assert other.storage.is_owner()
+    client.hear(tids[0])
+    assert not client.storage.is_owner()
+    assert client.root["part"]["n"] == 2
+    other.hear(client.commit(n=3))
+    assert other.root["n"] == 3
+
+
+def _raise_input_output(*args: Any) -> None:
+    raise OSError(5, "Input/output error")
 
 
 def test_calls_give_up_when_nobody_owns_the_file_for_too_long(
@@ -709,24 +825,156 @@ def test_after_the_close_calls_fail_and_name_the_reason(pair: tuple[Side, Side])
             call()
 
 
-def test_a_commit_that_fails_half_way_ends_the_owner_and_a_client_goes_on(
-    owner: Side, client: Side, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client.hear(owner.commit(n=1))
+def _fail_to_finish(self: Any, tid: bytes) -> None:
+    raise OSError(28, "No space left on device")
 
-    def fail(self: Any, tid: bytes) -> None:
+
+def _fail_half_way(side: Side, monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(SharedFile, "_finish_finish", _fail_to_finish)
+        side.manager.begin()
+        side.root.update(values)
+        with pytest.raises(Exception, match="No space"):
+            side.manager.commit()
+    side.manager.abort()
+
+
+def test_after_a_commit_that_failed_half_way_the_process_opens_the_file_again(
+    owner: Side, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    owner.commit(n=1, part=PersistentMapping(n=1))
+    size = path.stat().st_size
+    _fail_half_way(owner, monkeypatch, n=2)
+    assert path.stat().st_size == size
+    within(lambda: owner.commit(m=3))
+    assert owner.storage.is_owner()
+    assert owner.root["n"] == 1
+    assert owner.root["part"]["n"] == 1
+    assert not list(path.parent.glob("*.tr*"))
+
+
+def test_it_goes_on_when_there_is_room_again(
+    owner: Side, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    owner.commit(n=1)
+    tried, room = threading.Event(), threading.Event()
+    whole = sides_module.SharedFile
+
+    def full(*args: Any) -> Any:
+        if tried.is_set() and room.wait(LIMIT.total_seconds()):
+            return whole(*args)
+        tried.set()
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(sides_module, "SharedFile", full)
+    _fail_half_way(owner, monkeypatch, n=2)
+    assert tried.wait(LIMIT.total_seconds())
+    assert "opening it again" in repr(owner.storage)
+    reading = threading.Thread(target=owner.storage.load, args=(z64,))
+    reading.start()  # which waits for it
+    room.set()
+    within(reading.join)
+    within(lambda: owner.commit(n=3))
+    assert owner.storage.is_owner()
+    assert "cannot be opened again yet" in caplog.text
+
+
+@pytest.mark.parametrize("doer", ["owner", "client"])
+def test_after_a_commit_that_failed_half_way_all_go_on_with_one_owner(
+    doer: str, owner: Side, client: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.hear(owner.commit(n=1, part=PersistentMapping(n=1)))
+    sides = [owner, client]
+    for each in sides:
+        each.manager.begin()
+        assert each.root["part"]["n"] == 1
+    _fail_half_way(sides[doer == "client"], monkeypatch, n=2)
+    for number, each in enumerate(sides):
+        within(lambda each=each, number=number: each.commit(**{f"a{number}": 1}))
+    assert owner.storage.is_owner() + client.storage.is_owner() == 1
+    for one, other in ((owner, client), (client, owner)):
+        one.manager.begin()
+        one.root["part"]["n"] += 1
+        one.manager.commit()
+        other.hear(one.root["part"]._p_serial)
+        assert other.root["part"]["n"] == one.root["part"]["n"]
+    assert owner.root["n"] == client.root["n"] == 1
+
+
+def test_an_owner_that_failed_comes_back_as_a_client_and_learns_what_it_missed(
+    owner: Side, client: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.hear(owner.commit(n=1, part=PersistentMapping(n=1)))
+    assert owner.root["part"]["n"] == 1
+    owner.told.clear()
+    with owner.storage._turning:  # so that the other is first
+        _fail_half_way(owner, monkeypatch, n=2)
+        client.take_over()
+        client.manager.begin()
+        client.root["part"]["n"] = 2
+        client.manager.commit()
+        owner.connection.cacheMinimize()
+        owner.manager.begin()
+    # It waits, and reads what it has begun to read.
+    assert within(lambda: owner.root["part"]["n"]) == 1
+    tid = client.root["part"]._p_serial
+    owner.hear(tid)
+    assert not owner.storage.is_owner()
+    assert owner.root["part"]["n"] == 2
+    assert client.root["part"]._p_oid in owner.told[0][1]
+    client.close()
+    owner.take_over()
+
+
+class _Line(deque[Any]):
+    """The line at a commit lock, which says that somebody has joined it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joined = threading.Event()
+
+    def append(self, each: Any) -> None:
+        super().append(each)
+        self.joined.set()
+
+
+def test_a_transaction_that_waited_for_the_commit_that_failed_is_tried_again(
+    owner: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner.commit(n=1)
+    meta = voted(owner)
+    errors: list[BaseException] = []
+
+    def commit() -> None:
+        try:
+            owner.storage.tpc_begin(TransactionMetaData())
+        except BaseException as error:
+            errors.append(error)
+
+    line = owner.storage._file.commit_lock._line = _Line()
+    thread = threading.Thread(target=commit)
+    thread.start()
+    assert line.joined.wait(LIMIT.total_seconds())
     with monkeypatch.context() as patch:
-        patch.setattr(SharedFile, "_finish_finish", fail)
+        patch.setattr(SharedFile, "_finish_finish", _fail_to_finish)
         with pytest.raises(OSError, match="No space"):
-            owner.commit(n=2)
-    owner.manager.abort()
-    client.take_over()
-    client.manager.begin()
-    assert client.root["n"] in (1, 2)
-    with pytest.raises(ClientDisconnected, match="could not be written"):
-        owner.storage.load(z64)
+            owner.storage.tpc_finish(meta)
+    owner.storage.tpc_abort(meta)
+    within(thread.join)
+    assert [type(error) for error in errors] == [ClientDisconnected]
+    within(lambda: owner.commit(n=2))
+
+
+def test_it_can_be_closed_while_it_has_no_side(
+    owner: Side, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    owner.commit(n=1)
+    with owner.storage._turning:
+        _fail_half_way(owner, monkeypatch, n=2)
+        owner.storage._closed = True
+    owner.close()
+    with FileStorageOf(path) as storage:
+        assert len(storage) == 1
 
 
 def test_a_pack_that_is_overtaken_by_the_close_replaces_nothing(
@@ -809,6 +1057,34 @@ def test_what_belongs_to_another_user_is_refused(
         SharedStorage(str(path))
 
 
+def test_a_client_of_another_user_is_not_served(
+    owner: Side, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_module, "stranger", lambda connected: (4711, 4712))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(LIMIT.total_seconds())
+        client.connect(owner.storage._place.address())
+        # It is closed, and what is said in it is not read: otherwise this would wait.
+        with contextlib.suppress(OSError):
+            client.sendall(b"\0\0\0\2Z5")
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(100):
+                pass
+    assert "process 4711 of the user with id 4712 was refused" in caplog.text
+    owner.commit(n=1)
+
+
+def test_a_server_of_another_user_is_not_listened_to(
+    owner: Side, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "stranger", lambda connected: (4711, 4712))
+    with pytest.raises(DatabaseLockedError, match="does not answer"):
+        SharedStorage(str(path), limits=Limits(wait=SOON))
+    monkeypatch.setattr(place_module, "stranger", lambda connected: (4711, 4712))
+    with pytest.raises(DatabaseAccessError, match="process 4711 of the user with the number 4712"):
+        SharedStorage(str(path), limits=Limits(wait=SOON))
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(path: Path) -> None:
     Path(f"{path}.perdure").write_text("")
     with pytest.raises(DatabaseAccessError, match="is no folder"):
@@ -875,6 +1151,14 @@ def test_a_file_that_is_not_there_is_not_made_where_that_is_not_wanted(path: Pat
     with pytest.raises(DatabaseNotFoundError):
         SharedStorage(str(path), create=False)
     assert not list(path.parent.iterdir())
+
+
+def test_an_empty_file_is_no_database_where_none_is_to_be_made(path: Path) -> None:
+    path.touch()
+    with pytest.raises(DatabaseNotFoundError):
+        SharedStorage(str(path), create=False)
+    assert [each.name for each in path.parent.iterdir()] == ["app.fs"]
+    assert path.read_bytes() == b""
 
 
 def test_a_file_that_cannot_be_opened_leaves_nothing_locked(path: Path) -> None:

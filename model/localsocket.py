@@ -21,9 +21,9 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["LocalListener", "close", "connect", "own_user", "peer"]
+__all__ = ["LONGEST", "LocalListener", "close", "connect", "own_user", "peer", "stranger"]
 
-_LONGEST = 107 if sys.platform == "linux" else 103
+LONGEST = 107 if sys.platform == "linux" else 103
 """So many bytes of a path the system takes for a socket's address."""
 
 _MODE = 0o600
@@ -109,9 +109,9 @@ def connect(path: str, timeout_seconds: float) -> socket.socket:
                 client.connect(address)
             except BlockingIOError as error:
                 raise TimeoutError from error
-        known = peer(client)
-        if known is not None:
-            _check_user(known[1], path)
+        other = stranger(client)
+        if other is not None:
+            _check_user(other[1], path)
     except BaseException:
         client.close()
         raise
@@ -126,6 +126,12 @@ def peer(connected: socket.socket) -> tuple[int, int] | None:
     data = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     process, user, _ = struct.unpack("3i", data)
     return process, user
+
+
+def stranger(connected: socket.socket) -> tuple[int, int] | None:
+    """Return the process id and the user id of the other side, if it is another user's."""
+    known = peer(connected)
+    return known if known is not None and known[1] != own_user() else None
 
 
 def own_user() -> int:
@@ -167,7 +173,7 @@ def _remove_socket(path: str) -> None:
 @contextlib.contextmanager
 def _address(path: str) -> Iterator[str]:
     """The address for a path; a long one is reached through its folder, while that is open."""
-    if len(os.fsencode(path)) <= _LONGEST:
+    if len(os.fsencode(path)) <= LONGEST:
         yield path
         return
     folder, name = os.path.split(path)
@@ -175,9 +181,9 @@ def _address(path: str) -> Iterator[str]:
     try:
         shorter = f"/proc/self/fd/{descriptor}"
         address = f"{shorter}/{name}"
-        if not os.path.isdir(shorter) or len(os.fsencode(address)) > _LONGEST:
+        if not os.path.isdir(shorter) or len(os.fsencode(address)) > LONGEST:
             raise OSError(
-                errno.ENAMETOOLONG, f"it is over {_LONGEST} bytes long, too long here", path
+                errno.ENAMETOOLONG, f"it is over {LONGEST} bytes long, too long here", path
             )
         yield address
     finally:
