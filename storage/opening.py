@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import urllib.parse
 from datetime import timedelta
 from typing import Any
@@ -180,6 +181,9 @@ def _check_file(path: str, create: bool) -> None:
             f"the database {path} cannot be opened: there is no folder {folder}; make it first"
         )
     try:
+        # Looked at first: a pipe that is opened waits for a writer.
+        if not os.path.isdir(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise UnknownSettingError(f"{path} is no file: name the database's file")
         with open(path, "rb") as file:
             first = file.read(len(packed_version))
     except FileNotFoundError as error:

@@ -52,6 +52,8 @@ class Place:
         Raises `DatabaseAccessError` where that cannot be.
         """
         try:
+            if not os.path.lexists(self.folder):
+                self._check_owner_of_file()
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self.folder, 0o700)
             status = os.lstat(self.folder)
@@ -63,6 +65,19 @@ class Place:
                 f"be made ({error.strerror}): make {os.path.dirname(self.path)} writable"
             ) from error
         self.check()
+
+    def _check_owner_of_file(self) -> None:
+        """Refuse to make the folder for somebody else's file: that one could not use it then."""
+        try:
+            owner = os.stat(self.path).st_uid
+        except FileNotFoundError:
+            return
+        if owner != os.geteuid():
+            raise DatabaseAccessError(
+                f"the database {self.path} belongs to the user with the number {owner}, and this "
+                f"process runs as {os.geteuid()}: a database file is shared by processes of one "
+                "user; run as that user, or use a ZEO server"
+            )
 
     def check(self) -> None:
         """Refuse a folder or a socket that somebody else could have put there.

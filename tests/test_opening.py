@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,23 @@ def test_a_damaged_file_is_refused_and_not_locked(tmp_path: Path) -> None:
     path.write_bytes(data)
     open_database(path).close()
     assert os.path.exists(path)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.fs"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/null")):
+        with pytest.raises(UnknownSettingError, match="is no file"):
+            open_database(path, create=False)
+
+
+def test_a_file_of_another_user_is_refused_before_a_folder_is_made_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "app.fs"
+    open_database(path).close()
+    shutil.rmtree(f"{path}.perdure")
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(path).st_uid + 1)
+    with pytest.raises(DatabaseAccessError, match="belongs to the user with the number"):
+        open_database(path)
+    assert not os.path.exists(f"{path}.perdure")
