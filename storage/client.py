@@ -76,10 +76,7 @@ class Client(ClientStorage):
 
     def connect_now(self) -> None:
         """Try at once to connect, since somebody listens."""
-        try:
-            self._server.new_addrs(list(self._addr))
-        except ClientDisconnected:
-            pass
+        self._server.connect_now()
 
     def notify_connected(self, connection: Any, info: dict[str, Any]) -> None:
         # Those that the owner before this one gave away: this one does not know of them.
@@ -202,6 +199,21 @@ class _Runner(ClientThread, Inherited):
     def _io_call_after_closure(coroutine: Any, wait: bool = True) -> Any:
         coroutine.close()
         raise ClientDisconnected("closed")
+
+    def connect_now(self) -> None:
+        with self._guard:
+            if not self.ended:
+                self.loop.call_soon_threadsafe(self._connect_now)
+
+    def _connect_now(self) -> None:
+        # Only if it waits to try again. A connection that is being set up would be forgotten
+        # otherwise, and stay open, and two would tell of the same commits.
+        client = self.client
+        at_it = client.protocol is not None or any(
+            hasattr(each, "sm_protocol") and not each.closed for each in client.protocols
+        )
+        if not client.closed and not at_it:
+            client.disconnected(None)
 
     def async_(self, method: str, *args: Any) -> None:
         with self._guard:

@@ -455,6 +455,27 @@ def test_of_several_clients_one_takes_over_and_the_others_go_to_it(
     last.take_over()
 
 
+def test_who_is_told_to_connect_while_it_does_so_has_one_connection(
+    owner: Side, client: Side, side: Callable[..., Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_info, calls = server_module._Session.get_info, []
+
+    def told_meanwhile(self: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 2:  # the first one is part of the registration
+            client.storage._side.connect_now()
+        return get_info(self)
+
+    with client.storage._turning:
+        owner.close()
+        monkeypatch.setattr(server_module._Session, "get_info", told_meanwhile)
+        following = side()
+    within(client.commit)
+    assert not client.storage.is_owner() and len(calls) >= 2
+    assert len(following.storage._server.connections) == 1
+    assert len(following.storage._server._sessions) == 1
+
+
 def test_a_new_owner_gives_no_object_the_number_that_the_old_one_gave(
     owner: Side, client: Side, side: Callable[..., Side]
 ) -> None:
