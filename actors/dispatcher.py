@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
-from ZODB.POSException import ConflictError
+from ZODB.POSException import ConflictError, POSKeyError
 
 from perdure.actors.base import handles
 from perdure.actors.context import Context, agent_role
@@ -820,7 +820,9 @@ class DispatcherActor(DatabaseActor):
             self._manager,
             logged=lambda error: self._outage_log(error) or logged(error),
         )
-        self._note_touch(isinstance(outcome, Failure) and not outcome.check(ConflictError))
+        # An object that is missing, or that others have changed, was answered for.
+        answered = not isinstance(outcome, Failure) or outcome.check(ConflictError, POSKeyError)
+        self._note_touch(not answered)
         if not isinstance(outcome, Failure):
             return results[0]
         if outcome.check(ClientDisconnected):

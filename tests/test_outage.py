@@ -435,6 +435,8 @@ def test_an_agent_that_cannot_forget_stops_no_burial(
         record = get_queue(connection).dispatchers.register(uuid.UUID(int=1))
         record.add_agent("main")
         record.activate("another process")
+    # Before the time passes: who has just come into touch judges nobody.
+    settled(system)
     manual_clock.advance(timedelta(seconds=61))
     settled(system)
     with system.transaction() as connection:

@@ -120,13 +120,15 @@ class Stage:
         self.server.limit_file_size(None)
 
     def end(self) -> None:
-        """Let the server end by itself, and every database of this process be closed."""
+        """Kill the server, and let every database of this process be closed.
+
+        What is on the disk has to be right then, too.
+        """
         for database in self._databases:
             database.close()
         self._databases = []
         if self.server is not None:
-            self.server.terminate()
-            self.server.wait()
+            self.server.kill()
 
     def close(self) -> None:
         """End every process, and let go of everything but the folder."""

@@ -23,6 +23,8 @@ def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
     assert len(TROUBLES & outcome.counts.keys()) >= 3
 
 
+# By chance, and for minutes: `tox -e catastrophes` runs it.
+@pytest.mark.drive
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_deliberate_fault_is_found(tmp_path: Path, fault: str) -> None:
     outcome = drive(

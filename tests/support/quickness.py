@@ -13,6 +13,7 @@ LIMIT_SECONDS = 0.25
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a quarter of a second")
     config.addinivalue_line("markers", "process: runs real processes beside the test's own")
+    config.addinivalue_line("markers", "drive: makes trouble by chance, for minutes")
     config.pluginmanager.register(Quickness(), "perdure-quickness")
 
 
