@@ -44,7 +44,7 @@ from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.errors import PerdureError, UnknownSettingError
 from perdure.model.failure import Failure
 from perdure.model.happenings import Happening, announce
-from perdure.model.incarnation import Incarnation, may_be_proved, proved_dead
+from perdure.model.incarnation import Incarnation
 from perdure.model.logs import events, fields, trace
 from perdure.model.moments import microseconds, moment
 from perdure.model.queue import Queue
@@ -754,8 +754,9 @@ class DispatcherActor(DatabaseActor):
         """Note who of this host works for the queue; those that are dead are looked for."""
         others = [other for other in record.queue.dispatchers.records() if other is not record]
         active = [other.incarnation for other in others if other.active]
+        proofs = self._context.environment.proofs
         self._queues[record.queue.name].siblings = tuple(
-            incarnation for incarnation in active if incarnation and may_be_proved(incarnation)
+            each for each in active if each and proofs.may_be_proved(each)
         )
         if self._look_timer is None and any(each.siblings for each in self._queues.values()):
             self._look_timer = self.tell_later(_Look(), LOOK_INTERVAL)
@@ -766,9 +767,9 @@ class DispatcherActor(DatabaseActor):
         self._look_timer = None
         if not self._claiming:
             return
-        own = self._context.incarnation
+        own, proofs = self._context.incarnation, self._context.environment.proofs
         for name, state in self._queues.items():
-            if state.ours and any(proved_dead(sibling, own) for sibling in state.siblings):
+            if state.ours and any(proofs.proved_dead(each, own) for each in state.siblings):
                 self._commit(functools.partial(self._bury_proved, name))
                 self._work_soon(name)
         if any(each.siblings for each in self._queues.values()):

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import os
 import pickle
-import secrets
 import signal
 import threading
 import uuid as uuids
@@ -85,6 +84,7 @@ def start(
     ping_death_interval: timedelta = timedelta(seconds=60),
     clock: Clock | None = None,
     execution: Execution | None = None,
+    identity: Identity | None = None,
     handle_signals: bool = False,
 ) -> ActorSystem:
     """Start a system that runs the jobs of `database`, and return it.
@@ -103,6 +103,7 @@ def start(
         longer than `ping_interval`.
     :param clock: what time it is (default: the environment's of the database).
     :param execution: how the actors receive and wait (default: with threads).
+    :param identity: who this process is (default: as its identity file says); closed by `stop`.
     :param handle_signals: whether SIGTERM and SIGINT stop the system, a second one at
         once; in the main thread only. `stop` restores the handlers that were there.
 
@@ -136,6 +137,7 @@ def start(
             settings,
             clock=clock,
             execution=execution,
+            identity=identity,
             owned=opened is not None,
             handle_signals=handle_signals,
         )
@@ -158,6 +160,7 @@ class ActorSystem:
         *,
         clock: Clock | None,
         execution: Execution | None,
+        identity: Identity | None,
         owned: bool,
         handle_signals: bool,
     ) -> None:
@@ -173,7 +176,7 @@ class ActorSystem:
         clock = known.clock
         known.unresolved.clear()
         install(database, settings.queues if settings.queues is not None else ("",))
-        self._identity = _identity(database, clock)
+        self._identity = identity or _identity(database, clock)
         places = sum((settings.queues or {"": settings.agent_size}).values())
         self._connections = places + 4
         change_pool_size(database, self._connections)
@@ -185,7 +188,7 @@ class ActorSystem:
             database=database,
             environment=known,
             uuid=self._identity.uuid,
-            token=secrets.token_hex(8),
+            token=known.secrets.token_hex(8),
             incarnation=self._identity.incarnation,
             settings=settings,
             stop=stop,
@@ -499,6 +502,13 @@ class ActorSystem:
 
     def _shrink_pool(self) -> None:
         change_pool_size(self.database, -self._connections)
+
+    def _abandon(self) -> None:
+        """Let go of what would keep a system whose threads have ended without it."""
+        atexit.unregister(self._stop_at_exit)
+        self._context.environment.unsubscribe(self._waker)
+        self._identity.close()
+        self._stopped.set()
 
     def _stop_at_exit(self) -> None:
         self.stop(timedelta(0))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from persistent import Persistent
 
 from perdure.model.agent import Agent
-from perdure.model.environment import clock_of
+from perdure.model.environment import clock_of, proofs_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.happenings import Happening, announce, log_after_commit
-from perdure.model.incarnation import Incarnation, proved_dead
+from perdure.model.incarnation import Incarnation
 from perdure.model.logs import fields
 
 if TYPE_CHECKING:
@@ -193,7 +193,9 @@ class DispatcherRecord(Persistent):
 
     def proved_dead(self, own: Incarnation | None = None) -> bool:
         """Tell whether the process that activated it is provably gone; as `ended`."""
-        return self.incarnation is not None and proved_dead(self.incarnation, own)
+        if self.incarnation is None:
+            return False
+        return proofs_of(self.queue).proved_dead(self.incarnation, own)
 
     def stripes(self) -> list[int]:
         """Return the stripes of the queue that are this dispatcher's to claim from first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import weakref
 from collections.abc import Collection
@@ -12,11 +13,12 @@ from ZODB.utils import u64
 from perdure.model.announcements import Announcements
 from perdure.model.clock import Clock, SystemClock
 from perdure.model.inbox import Leases
+from perdure.model.incarnation import FileProofs, Proofs
 from perdure.model.moments import microseconds
 from perdure.model.ref import JobRef
 from perdure.model.storable import ARGUMENT_LIMIT_BYTES
 
-__all__ = ["Environment", "Waker", "clock_of", "environment"]
+__all__ = ["Environment", "Secrets", "Waker", "clock_of", "environment", "proofs_of"]
 
 
 class Waker(Protocol):
@@ -29,18 +31,31 @@ class Waker(Protocol):
         """Note that another process has committed changes of these, None: of any; as above."""
 
 
+class Secrets(Protocol):
+    """Where names come from that nobody else may have; the module `secrets` is one."""
+
+    def token_hex(self, nbytes: int, /) -> str:
+        """Return twice as many hexadecimal digits."""
+
+    def randbelow(self, exclusive_upper_bound: int, /) -> int:
+        """Return a number of 0 or more below that."""
+
+
 class Environment:
     """The clock, the limits, the inbox leases and the listeners of one database.
 
     There is one for each `ZODB.DB`, for as long as that lives. Safe to use from any
-    thread. `clock` and `argument_limit_bytes` may be set before the database is used.
+    thread. `clock`, `argument_limit_bytes` and `proofs` may be set before the database is
+    used; for other `secrets`, set `leases` as well.
     """
 
     def __init__(self, database_name: str = "unnamed") -> None:
         self._database_name = database_name
         self.clock: Clock = SystemClock()
         self.argument_limit_bytes = ARGUMENT_LIMIT_BYTES
-        self.leases = Leases()
+        self.secrets: Secrets = secrets
+        self.proofs: Proofs = FileProofs()
+        self.leases = Leases(self.secrets)
         self.unresolved: dict[str, str] = {}
         self.aliases: dict[str, str] = {}
         self.results = Announcements()
@@ -131,3 +146,9 @@ def clock_of(persistent: Any) -> Clock:
     """Return the clock of the database that `persistent` is in, else the system's."""
     jar = persistent._p_jar
     return SystemClock() if jar is None else environment(jar.db()).clock
+
+
+def proofs_of(persistent: Any) -> Proofs:
+    """Return how the database that `persistent` is in tells who has ended."""
+    jar = persistent._p_jar
+    return FileProofs() if jar is None else environment(jar.db()).proofs

@@ -16,7 +16,7 @@ import pytest
 
 from support.tree import DOCS, ROOT, TESTS
 
-ROOMS = ("model", "storage", "actors", "cli", "server")
+ROOMS = ("model", "storage", "actors", "cli", "server", "testing")
 CLOCK = ROOT / "model" / "clock.py"
 
 
