@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -18,8 +18,12 @@ __all__ = ["BreakReport", "BrokenError", "break_everywhere", "crash_everywhere"]
 
 Scenario = Callable[[Process], object]
 Check = Callable[[Process], object]
+Others = Callable[[World], object]
 
 CRASHES = (Fault.crash(), Fault.crash(after=True))
+
+AFTER_AS_BEFORE = frozenset(("load", "sync", "oid", "store", "check", "vote", "abort"))
+"""A crash after such a call leaves what one before it leaves: nothing of it outlives a process."""
 
 
 class BrokenError(AssertionError):
@@ -28,10 +32,15 @@ class BrokenError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class BreakReport:
-    """How many calls of the storage there were, and in how many runs they were broken."""
+    """How many calls of the storage there were, and in how many runs they were broken.
+
+    `points` counts the crashes that this covers: those after a call too that, since they leave
+    what the crash before it leaves, were not run.
+    """
 
     calls: int
     runs: int
+    points: int = 0
 
     def __str__(self) -> str:
         return f"{self.calls} calls of the storage, broken in {self.runs} runs"
@@ -42,6 +51,8 @@ def crash_everywhere(
     check: Check = lambda process: None,
     *,
     setup: Scenario = lambda process: None,
+    others: Others = lambda world: None,
+    restarts: bool = True,
     recoveries: int = 1,
     at: str = "",
     **settings: Any,
@@ -49,7 +60,8 @@ def crash_everywhere(
     """Run a scenario, and again with a crash at each call of its storage; check what is left.
 
     First it is run to the end once, and the calls of the storage are counted. Then, for each of
-    them, twice: with a crash before it and with one after it. After each crash the process is
+    them, twice: with a crash before it and with one after it (but for those calls that leave
+    nothing behind: a crash after them is the one before them). After each crash the process is
     started again, with what is on the disk alone, time passes until there is nothing to do, and
     it is checked that the invariants hold (`perdure.model.check`), that every job whose `put` has
     returned is there and has ended, and that `check` raises nothing.
@@ -57,14 +69,26 @@ def crash_everywhere(
     :param scenario: called with a `Process` that was just started: puts jobs, lets time pass.
         Whatever it does has to be the same each time. The crash ends it.
     :param check: called with the process, started again and at rest, to assert what must hold.
-    :param setup: called with the process before the scenario, without crashes.
+    :param setup: called with a process before the scenario, without crashes.
+    :param others: called with the world after that, to start further processes, which do not
+        crash; the one that does is the ``"process"``.
+    :param restarts: False does not start it again: the others have to see to what it leaves, and
+        `check` is called with the first of them. Without `others`, a `SimulationError`.
     :param recoveries: 2 lets the process crash at each call of the recovery, too: many runs.
     :param at: repeats one run alone, as the text of a failure gives it.
     :param settings: for the process, as for `World.process`.
     :raises BrokenError: at the first crash that does harm.
     """
     return break_everywhere(
-        scenario, check, CRASHES, setup=setup, recoveries=recoveries, at=at, **settings
+        scenario,
+        check,
+        CRASHES,
+        setup=setup,
+        others=others,
+        restarts=restarts,
+        recoveries=recoveries,
+        at=at,
+        **settings,
     )
 
 
@@ -74,8 +98,11 @@ def break_everywhere(
     faults: Sequence[Fault] = CRASHES,
     *,
     setup: Scenario = lambda process: None,
+    others: Others = lambda world: None,
+    restarts: bool = True,
     recoveries: int = 1,
     at: str = "",
+    in_turn: bool = False,
     chooser: Callable[[], Chooser | None] = lambda: None,
     rest_limit: timedelta = REST_LIMIT,
     **settings: Any,
@@ -85,27 +112,41 @@ def break_everywhere(
     One that is no crash strikes the calls of the process's own threads alone, and not those of
     the scenario; the process has to go on by itself.
 
+    :param in_turn: strike each call with one of the faults, in turn, instead of with each: a
+        sample that takes as many runs as there are calls.
     :param chooser: makes the chooser of each run (default: each thread as long as it can).
     :param rest_limit: how much time may pass until there is nothing to do.
     """
     if recoveries not in (1, 2):
         raise SimulationError(f"recoveries must be 1 or 2, not {recoveries!r}")
-    runner = _Runner(scenario, check, setup, chooser, rest_limit, settings)
+    runner = _Runner(scenario, check, setup, others, restarts, chooser, rest_limit, settings)
     if at:
         runner.run(_parse(at, faults))
         return BreakReport(0, 1)
     calls = runner.run(())
-    runs = 1
-    for number, index in itertools.product(range(1, calls + 1), range(len(faults))):
-        strike = _Strike(0, number, index, faults[index])
+    runs, points = 1, 0
+    for strike in _strikes(0, calls, faults, in_turn):
+        points += strike.points
         recovery_calls = runner.run((strike,))
         runs += 1
-        if recoveries == 2 and faults[index].crashes:
-            for second in range(1, recovery_calls + 1):
-                for again, fault in enumerate(faults):
-                    runner.run((strike, _Strike(1, second, again, fault)))
-                    runs += 1
-    return BreakReport(calls, runs)
+        if recoveries == 2 and strike.fault.crashes:
+            for second in _strikes(1, recovery_calls, faults, in_turn):
+                points += second.points
+                runner.run((strike, second))
+                runs += 1
+    return BreakReport(len(calls), runs, points)
+
+
+def _strikes(
+    life: int, calls: Sequence[Call], faults: Sequence[Fault], in_turn: bool
+) -> Iterator[_Strike]:
+    """Return what is to be tried in one life of a process that has had these calls."""
+    both = Fault.crash() in faults and not in_turn
+    for call, (index, fault) in itertools.product(calls, enumerate(faults)):
+        same = both and fault.crashes and call.kind in AFTER_AS_BEFORE
+        if in_turn and index != call.number % len(faults) or same and fault.after:
+            continue
+        yield _Strike(life, call.number, index, fault, points=1 + same)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +157,7 @@ class _Strike:
     number: int
     index: int
     fault: Fault
+    points: int = 1
 
     def __str__(self) -> str:
         return f"{self.number}:{self.index}"
@@ -141,13 +183,15 @@ class _Runner:
     scenario: Scenario
     check: Check
     setup: Scenario
+    others: Others
+    restarts: bool
     chooser: Callable[[], Chooser | None]
     rest_limit: timedelta
     settings: dict[str, Any]
     struck: list[str] = field(default_factory=list)
 
-    def run(self, strikes: tuple[_Strike, ...]) -> int:
-        """Run it, and return how many calls the last life of the process had."""
+    def run(self, strikes: tuple[_Strike, ...]) -> list[Call]:
+        """Run it, and return the calls of the last life of the process."""
         self.struck = []
         with World(chooser=self.chooser()) as world:
             try:
@@ -157,28 +201,34 @@ class _Runner:
                     raise
                 raise BrokenError(self._text(world, strikes, error)) from error
 
-    def _run(self, world: World, strikes: tuple[_Strike, ...]) -> int:
+    def _run(self, world: World, strikes: tuple[_Strike, ...]) -> list[Call]:
         first = world.process("before")
         self.setup(first)
         first.stop()
+        self.others(world)
+        if not (self.restarts or any(other.is_running for other in world.processes)):
+            raise SimulationError("with restarts=False, others has to start a process that stays")
         process = world.process("process", start=False, **self.settings)
-        self._live(world, process, strikes, 0)
+        calls = self._live(world, process, strikes, 0)
         life = 0
-        while not process.is_running:
+        while not process.is_running and self.restarts:
             life += 1
             if life > len(strikes):
                 raise SimulationError(f"{process!r} has ended without a fault")
-            self._live(world, process, strikes, life)
-        calls = len(process.storage.calls)
+            calls = self._live(world, process, strikes, life)
         process.on_call = lambda call: None
-        self._verify(world, process)
-        return calls
+        if process.is_running:
+            self._verify(world, process)
+            return calls
+        world.come_to_rest(self.rest_limit)
+        self._verify(world, next(other for other in world.processes if other.is_running))
+        return []
 
     def _live(
         self, world: World, process: Process, strikes: tuple[_Strike, ...], life: int
-    ) -> None:
+    ) -> list[Call]:
         """Start the process, and let it do what there is to do, unless it crashes."""
-        self._arm(world, process, strikes, life)
+        calls = self._arm(world, process, strikes, life)
         try:
             process.start()
             if life == 0:
@@ -191,13 +241,18 @@ class _Runner:
         except Exception:
             if process.is_running:
                 raise
+        return calls
 
     def _arm(
         self, world: World, process: Process, strikes: tuple[_Strike, ...], life: int
-    ) -> None:
+    ) -> list[Call]:
         planned = {strike.number: strike.fault for strike in strikes if strike.life == life}
+        # A scenario may start the process again, whose calls count on.
+        calls: list[Call] = []
 
         def on_call(call: Call) -> Fault | None:
+            call = replace(call, number=len(calls) + 1)
+            calls.append(call)
             fault = planned.get(call.number)
             if fault is None or (not fault.crashes and world.scheduler.is_driver):
                 return None
@@ -205,6 +260,7 @@ class _Runner:
             return fault
 
         process.on_call = on_call
+        return calls
 
     def _verify(self, world: World, process: Process) -> None:
         violations = world.check()

@@ -49,7 +49,8 @@ def explore(
     to be run all.
 
     :param scenario: called with a new world each time; asserts what has to hold. Apart from the
-        order, whatever it does has to be the same each time.
+        order, whatever it does has to be the same each time. What it does in `World.calmly`
+        has one order only.
     :param preemptions: how often a thread that could go on may be kept from it; 0 or more.
     :param depth: vary that many choices at most, the first ones (default: all).
     :param most_runs: stop after so many (default: when all were run).

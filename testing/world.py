@@ -20,7 +20,7 @@ from perdure.model.job import Job
 from perdure.model.queues import find_queues
 from perdure.model.ref import JobRef, find_job
 from perdure.model.status import Status
-from perdure.testing.choosers import Chooser
+from perdure.testing.choosers import Calm, Chooser
 from perdure.testing.disk import Disk
 from perdure.testing.errors import NotAtRestError, SimulationError
 from perdure.testing.execution import START, SteppedClock
@@ -129,6 +129,20 @@ class World:
     def proofs_of(self, process: Process) -> Proofs:
         """Return how that process finds out who has ended."""
         return _Proofs(self, process.host)
+
+    # Turns.
+
+    @contextlib.contextmanager
+    def calmly(self) -> Iterator[None]:
+        """Let each go on for as long as it can meanwhile, whoever chooses else.
+
+        For what a scenario prepares, and for its end: `explore` tries no other orders there.
+        """
+        before, self.scheduler.chooser = self.scheduler.chooser, Calm()
+        try:
+            yield
+        finally:
+            self.scheduler.chooser = before
 
     # Time.
 

@@ -35,6 +35,15 @@ def count(process: Process, name: str = "n") -> int:
         return int(connection.root().get(name, 0))
 
 
+def nothing(process: Process) -> None:
+    pass
+
+
+def each_put_counts_once_or_not(process: Process) -> None:
+    acknowledged = len(process.world.acknowledged)
+    assert acknowledged <= count(process) <= 1
+
+
 def each_put_counts_once(process: Process) -> None:
     assert count(process) == len(process.world.acknowledged) or count(process) == 1
 
@@ -43,8 +52,53 @@ def each_put_counts_once(process: Process) -> None:
 @pytest.mark.spec("J10")
 def test_an_effect_is_there_once_wherever_the_process_crashes() -> None:
     report = crash_everywhere(put_one, each_put_counts_once)
-    assert report.runs == 2 * report.calls + 1
+    assert report.points == 2 * report.calls
+    assert report.runs < report.points
     assert report.calls > 50
+
+
+@pytest.mark.slow
+def test_what_a_scenario_starts_again_is_broken_as_well() -> None:
+    def scenario(process: Process) -> None:
+        process.put(add, "n")
+        process.stop()
+        process.start()
+        starts.append(process.starts)
+
+    starts: list[int] = []
+    crash_everywhere(scenario, each_put_counts_once, at="1:0")
+    assert not starts
+    report = crash_everywhere(scenario, each_put_counts_once)
+    assert report.calls > 2 * crash_everywhere(nothing, each_put_counts_once_or_not).calls
+    assert 0 < len(starts) < report.runs
+
+
+@pytest.mark.slow
+@pytest.mark.spec("C5")
+def test_a_sibling_goes_on_where_the_process_is_not_started_again() -> None:
+    def siblings(world: World) -> None:
+        world.process("sibling")
+
+    heirs: list[str] = []
+
+    def check(process: Process) -> None:
+        each_put_counts_once_or_not(process)
+        heirs.append(process.name)
+
+    report = crash_everywhere(put_one, check, others=siblings, restarts=False)
+    assert heirs == ["process"] + ["sibling"] * (report.runs - 1)
+
+
+def test_without_others_somebody_has_to_start_the_process_again() -> None:
+    with pytest.raises(SimulationError, match="others has to start a process that stays"):
+        crash_everywhere(put_one, restarts=False)
+
+
+@pytest.mark.slow
+def test_faults_can_be_dealt_out_in_turn() -> None:
+    faults = [Fault.fail(ClientDisconnected("gone")), Fault.fail(ClientDisconnected(), after=True)]
+    report = break_everywhere(put_one, each_put_counts_once, faults, in_turn=True)
+    assert report.runs == report.calls + 1
 
 
 @pytest.mark.slow

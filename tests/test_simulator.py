@@ -160,6 +160,18 @@ def test_what_was_chosen_can_be_chosen_again() -> None:
     assert run(Recorded([taken.index for taken in first.taken])) == trace
 
 
+def test_what_is_done_calmly_leaves_the_chooser_no_choice() -> None:
+    chooser = Recorded(then=Seeded(1))
+    with World(chooser=chooser) as world:
+        with world.calmly():
+            world.process().put(add, "n")
+            world.run_until_idle()
+        assert not chooser.taken
+        world.process("another")
+        world.run_until_idle()
+        assert chooser.taken
+
+
 def test_transactions_of_two_processes_conflict_where_they_would() -> None:
     conflicts = 0
     for seed in range(10):
