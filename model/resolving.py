@@ -174,19 +174,24 @@ def check_whole(job: Job, known: Mapping[str, str] | None = None) -> None:
 
 def _loading_error(job: Any) -> BaseException | None:
     """Load the job's record; return what kept it from being loaded, None if nothing did."""
-    try:
-        job._p_activate()
-    except _STATE_LOAD_ERROR as error:
-        return error.__cause__ or error  # type: ignore[no-any-return]
-    except (POSError, *NOT_OF_THE_CODE):
-        raise
-    # Loading runs the application's code, which may raise anything, and call sys.exit.
-    except BaseException as error:
-        if job._p_jar is None or job._p_oid is None:
+    for attempt in range(2):
+        try:
+            job._p_activate()
+        except _STATE_LOAD_ERROR as error:
+            return error.__cause__ or error  # type: ignore[no-any-return]
+        except (POSError, *NOT_OF_THE_CODE):
             raise
-        # Unless it was the storage that raised: then this raises, too.
-        job._p_jar._storage.load(job._p_oid)
-        return error
+        # Loading runs the application's code, which may raise anything, and call sys.exit.
+        except BaseException as error:
+            if job._p_jar is None or job._p_oid is None:
+                raise
+            if attempt:
+                return error
+            # Unless it was the storage that raised. Then this raises, too, or the disk had an
+            # error that has passed, and the job can be loaded now.
+            job._p_jar._storage.load(job._p_oid)
+        else:
+            break
     return None
 
 
