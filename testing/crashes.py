@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -54,6 +54,7 @@ def crash_everywhere(
     others: Others = lambda world: None,
     restarts: bool = True,
     recoveries: int = 1,
+    kinds: Collection[str] | None = None,
     at: str = "",
     **settings: Any,
 ) -> BreakReport:
@@ -75,6 +76,9 @@ def crash_everywhere(
     :param restarts: False does not start it again: the others have to see to what it leaves, and
         `check` is called with the first of them. Without `others`, a `SimulationError`.
     :param recoveries: 2 lets the process crash at each call of the recovery, too: many runs.
+    :param kinds: crash at calls of these kinds alone; ``("finish",)`` is before and after each
+        commit, which takes a fraction of the time: in between only what happens outside of the
+        database makes a difference.
     :param at: repeats one run alone, as the text of a failure gives it.
     :param settings: for the process, as for `World.process`.
     :raises BrokenError: at the first crash that does harm.
@@ -87,6 +91,7 @@ def crash_everywhere(
         others=others,
         restarts=restarts,
         recoveries=recoveries,
+        kinds=kinds,
         at=at,
         **settings,
     )
@@ -101,6 +106,7 @@ def break_everywhere(
     others: Others = lambda world: None,
     restarts: bool = True,
     recoveries: int = 1,
+    kinds: Collection[str] | None = None,
     at: str = "",
     in_turn: bool = False,
     chooser: Callable[[], Chooser | None] = lambda: None,
@@ -123,11 +129,11 @@ def break_everywhere(
     if at:
         runner.run(_parse(at, faults))
         return BreakReport(0, 1)
-    calls = runner.run(())
+    calls = _of(kinds, runner.run(()))
     runs, points = 1, 0
     for strike in _strikes(0, calls, faults, in_turn):
         points += strike.points
-        recovery_calls = runner.run((strike,))
+        recovery_calls = _of(kinds, runner.run((strike,)))
         runs += 1
         if recoveries == 2 and strike.fault.crashes:
             for second in _strikes(1, recovery_calls, faults, in_turn):
@@ -137,6 +143,10 @@ def break_everywhere(
     return BreakReport(len(calls), runs, points)
 
 
+def _of(kinds: Collection[str] | None, calls: Sequence[Call]) -> list[Call]:
+    return [call for call in calls if kinds is None or call.kind in kinds]
+
+
 def _strikes(
     life: int, calls: Sequence[Call], faults: Sequence[Fault], in_turn: bool
 ) -> Iterator[_Strike]:
@@ -144,7 +154,7 @@ def _strikes(
     both = Fault.crash() in faults and not in_turn
     for call, (index, fault) in itertools.product(calls, enumerate(faults)):
         same = both and fault.crashes and call.kind in AFTER_AS_BEFORE
-        if in_turn and index != call.number % len(faults) or same and fault.after:
+        if (in_turn and index != call.number % len(faults)) or same and fault.after:
             continue
         yield _Strike(life, call.number, index, fault, points=1 + same)
 

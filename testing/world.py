@@ -214,7 +214,10 @@ class World:
         return found
 
     def unended(self) -> list[str]:
-        """Return which acknowledged jobs are not there, or have neither ended nor are parked."""
+        """Return which acknowledged jobs are not there, or have not ended and could.
+
+        Those that are parked, or in a queue that is paused, could not.
+        """
         found = []
         with self.look() as connection:
             for ref in self.acknowledged:
@@ -223,7 +226,9 @@ class World:
                 except JobNotFoundError:
                     found.append(f"{ref} is not there")
                     continue
-                if details.status is not Status.COMPLETED and not details.parked:
+                queue = find_job(connection, ref).queue
+                waits = details.parked or (queue is not None and queue.paused)
+                if details.status is not Status.COMPLETED and not waits:
                     found.append(f"{ref} is {details.status.name}: {details.call}")
         return found
 
