@@ -1,0 +1,27 @@
+"""How much is tried, and no logs: thousands of broken runs have much to say."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+VARIABLE = "PERDURE_TEST_SIMULATED"
+
+
+@pytest.fixture(autouse=True)
+def _no_logs() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="session")
+def long_run() -> bool:
+    """Whether everything is to be tried, which takes the better part of an hour."""
+    value = os.environ.get(VARIABLE, "")
+    if value not in ("", "long"):
+        raise pytest.UsageError(f"{VARIABLE} must be empty or 'long', not {value!r}")
+    return value == "long"

@@ -1,0 +1,507 @@
+"""The scenarios: each is a flow of the specification, with what has to hold at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from perdure.model import (
+    Job,
+    NeverRetry,
+    RetryCommonForever,
+    RetryCommonFourTimes,
+    find_job,
+    get_queue,
+    pack,
+    parallel,
+    serial,
+)
+from perdure.testing import Process, World
+from support import books
+from support.books import (
+    Patient,
+    Resigned,
+    Stubborn,
+    audited_effect,
+    audited_effect_later,
+    books_balance,
+    effect,
+    effect_and_bad_commit,
+    effect_and_conflict,
+    effect_and_error,
+    effect_and_further,
+    effect_and_job,
+    effect_later,
+    effect_of_parts,
+    effect_of_parts_later,
+    future_of,
+    looking_after,
+    open_books,
+    put,
+    vanishing,
+)
+
+__all__ = ["SCENARIOS", "Scenario"]
+
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+
+ALONE = {"poll_interval": HOUR}
+"""Whoever is told of nothing finds out too late: polling saves no scenario of one process."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What happens, what is prepared for it, who else is there, and what has to hold then."""
+
+    play: Callable[[Process], object]
+    may_fail: tuple[str, ...] = ()
+    must_fail: tuple[str, ...] = ()
+    setup: Callable[[Process], object] = open_books
+    others: Callable[[World], object] = lambda world: None
+    also: Callable[[Process], object] = lambda process: None
+    restarts: bool = True
+    counts_errors: bool = False
+    """Whether one error more, of whatever kind, may be one too many."""
+    small: bool = False
+    """Whether the recovery is broken as well, in the long run."""
+    settings: dict[str, Any] = field(default_factory=lambda: dict(ALONE))
+    rest_limit: timedelta = 30 * MINUTE
+
+    @property
+    def name(self) -> str:
+        return self.play.__name__
+
+    def check(self, process: Process) -> None:
+        """Check the books, and what is the scenario's own."""
+        books_balance(self.may_fail.__contains__, self.must_fail.__contains__)(process)
+        self.also(process)
+
+    def check_books(self, process: Process) -> None:
+        """Check the books where any job may have failed."""
+        books_balance(lambda name: True)(process)
+
+
+def quotas_of_one(process: Process) -> None:
+    open_books(process)
+    with process.transaction() as connection:
+        get_queue(connection, "").quotas.create("one")
+
+
+# A job.
+
+
+def a_job(process: Process) -> None:
+    process.put(effect, "a")
+
+
+def several_jobs(process: Process) -> None:
+    put(process, *(Job(effect, name) for name in "abcd"))
+    process.put(effect_and_further, "e", "f")
+    process.world.run_until_idle()
+    process.put(effect, "g")
+
+
+def async_jobs(process: Process) -> None:
+    put(process, *(Job(effect_later, name, 1.0) for name in "abcd"))
+    process.put(future_of, "e")
+
+
+def jobs_that_return_jobs(process: Process) -> None:
+    process.put(effect_and_job, "a", "b", "c")
+    process.world.advance(5 * SECOND)
+
+
+def jobs_with_a_schedule(process: Process) -> None:
+    now = process.world.now
+    put(process, Job(effect, "a"), begin_after=now + MINUTE)
+    put(process, Job(effect, "b"), begin_after=now + 30 * SECOND, begin_by=MINUTE)
+    # Two keep both places busy for longer than the third may wait.
+    put(process, Job(effect_later, "c", 10.0), Job(effect_later, "d", 10.0))
+    process.world.run_until_idle()
+    put(process, Job(effect, "late"), begin_by=SECOND)
+    process.world.advance(20 * SECOND)
+
+
+# Retries.
+
+
+def errors_of_a_job(process: Process) -> None:
+    put(
+        process,
+        looking_after(Job(effect_and_error, "a", 2), Stubborn),
+        looking_after(Job(effect_and_error, "b", 2), Patient),
+        looking_after(Job(effect_and_error, "c", 1), Resigned),
+        Job(effect_and_error, "hopeless", 99),
+    )
+
+
+def errors_of_a_commit(process: Process) -> None:
+    put(
+        process,
+        looking_after(Job(effect_and_bad_commit, "a", 2), Stubborn),
+        looking_after(Job(effect_and_bad_commit, "b", 3), RetryCommonForever),
+        Job(effect_and_bad_commit, "hopeless", 99),
+    )
+
+
+def conflicts_of_a_job(process: Process) -> None:
+    put(process, Job(effect_and_conflict, "a", 4))
+
+
+def conflicts_without_end(process: Process) -> None:
+    put(process, Job(effect_and_conflict, "hopeless", 14))
+
+
+def interruptions(process: Process) -> None:
+    policies = RetryCommonFourTimes, RetryCommonForever, NeverRetry
+    for name, policy in zip(("a", "b", "never"), policies, strict=True):
+        put(process, looking_after(Job(effect_later, name), policy))
+
+
+def interruptions_of_an_applications_policies(process: Process) -> None:
+    for name, policy in zip(("a", "b", "resigned"), (Stubborn, Patient, Resigned), strict=True):
+        put(process, looking_after(Job(effect_later, name), policy))
+
+
+def a_deadline_after_an_interruption(process: Process) -> None:
+    put(process, Job(effect_later, "late", 5.0), begin_by=SECOND)
+    process.world.advance(3 * SECOND)
+
+
+# Callbacks.
+
+
+def callbacks(process: Process) -> None:
+    job = Job(effect, "a")
+    job.add_callback(Job(effect, "b")).add_callback(Job(effect, "c"))
+    job.add_callbacks(success=Job(effect, "d"), failure=Job(effect, "never called"))
+    put(process, job)
+
+
+def callbacks_of_a_failing_job(process: Process) -> None:
+    job = Job(effect_and_error, "hopeless", 99)
+    job.add_callback(Job(effect, "b"))
+    job.add_callbacks(failure=Job(effect, "c")).add_callback(Job(effect, "d"))
+    job.add_callback(Job(effect_and_error, "hopeless too", 99)).add_callback(Job(effect, "e"))
+    put(process, job)
+
+
+def late_callbacks(process: Process) -> None:
+    (ref,) = put(process, Job(effect_later, "a", 2.0))
+    process.world.run_until_idle()
+    _add_callback(process, ref, "b")
+    process.world.advance(SECOND)
+    _add_callback(process, ref, "c")
+    process.world.advance(2 * SECOND)
+    _add_callback(process, ref, "d")
+
+
+def _add_callback(process: Process, ref: Any, name: str) -> None:
+    with process.transaction() as connection:
+        find_job(connection, ref).add_callback(Job(effect, name))
+
+
+def interrupted_callbacks(process: Process) -> None:
+    job = Job(effect, "a")
+    job.add_callback(Job(effect, "b"))
+    job.add_callback(Job(effect_later, "c", 1.0))
+    never = job.add_callback(looking_after(Job(effect_later, "never", 1.0), NeverRetry))
+    never.add_callback(Job(effect, "d"))
+    job.add_callback(Job(effect, "e"))
+    put(process, job)
+    process.world.advance(5 * SECOND)
+
+
+def callbacks_that_wait(process: Process) -> None:
+    job = Job(effect, "a")
+    job.add_callback(Job(effect_and_error, "b", 1), retry_policy_factory=Stubborn)
+    job.add_callback(Job(effect_and_bad_commit, "c", 2))
+    job.add_callback(Job(effect_and_job, "d", "e")).add_callback(Job(effect, "f"))
+    put(process, job)
+
+
+# Composition.
+
+
+def in_series(process: Process) -> None:
+    parts = Job(effect, "a"), Job(effect_later, "b"), Job(effect, "c")
+    put(process, serial(*parts, postprocess=Job(effect_of_parts, "p")))
+
+
+def in_parallel(process: Process) -> None:
+    parts = Job(effect, "a"), Job(effect_later, "b"), Job(effect_later, "c", 2.0)
+    whole = parallel(*parts, postprocess=Job(effect_of_parts_later, "p"))
+    whole.add_callback(Job(effect, "q"))
+    put(process, whole)
+
+
+def with_parts_that_fail(process: Process) -> None:
+    part = Job(effect, "a")
+    part.add_callback(Job(effect_later, "b", 1.0))
+    inner = parallel(part, Job(effect_and_error, "hopeless", 99))
+    put(process, serial(inner, Job(effect, "c"), postprocess=Job(effect_of_parts, "p")))
+
+
+# Quotas.
+
+
+def quotas(process: Process) -> None:
+    jobs = [
+        Job(audited_effect_later, "a"),
+        Job(audited_effect_later, "b"),
+        Job(audited_effect, "c"),
+        Job(audited_effect, "d"),
+    ]
+    for job in jobs[:3]:
+        job.quota_names = ("one",)
+    put(process, *jobs)
+
+
+def quotas_kept_through_trouble(process: Process) -> None:
+    jobs = [
+        looking_after(Job(effect_and_error, "a", 2), Stubborn),
+        looking_after(Job(effect_and_error, "b", 2), Patient),
+        Job(effect_and_error, "hopeless", 99),
+        Job(audited_effect, "c"),
+    ]
+    for job in jobs:
+        job.quota_names = ("one",)
+    jobs[2].add_callback(Job(audited_effect_later, "d", 1.0))
+    put(process, *jobs)
+
+
+# By hand.
+
+
+def retried_and_cancelled(process: Process) -> None:
+    (ref,) = put(process, Job(effect_and_error, "a", 1))
+    put(process, Job(effect, "late"), begin_after=process.world.now + MINUTE)
+    process.world.run_until_idle()
+    with process.transaction() as connection:
+        if find_job(connection, ref).failed:
+            find_job(connection, ref).retry()
+        late = _waiting(connection, "late")
+        late.add_callback(Job(effect, "b"))
+    with process.transaction() as connection:
+        _waiting(connection, "late").cancel()
+
+
+def _waiting(connection: Any, name: str) -> Job:
+    return next(job for job in get_queue(connection, "") if job.args[0] == name)
+
+
+def paused_and_resized(process: Process) -> None:
+    with process.transaction() as connection:
+        get_queue(connection, "").pause()
+    put(process, *(Job(effect, name) for name in "abc"))
+    process.world.run_until_idle()
+    with process.transaction() as connection:
+        get_queue(connection, "").resize(1)
+    with process.transaction() as connection:
+        get_queue(connection, "").resume()
+
+
+def resumed_in_the_end(process: Process) -> None:
+    with process.transaction() as connection:
+        get_queue(connection, "").resume()
+    process.world.come_to_rest()
+    books_balance()(process)
+    assert not process.world.unended()
+
+
+def packed_meanwhile(process: Process) -> None:
+    put(process, Job(effect_later, "a", 2.0), Job(effect, "b"))
+    process.world.advance(SECOND)
+    with process.transaction() as connection:
+        database = connection.db()
+    pack(database, timedelta(0))
+    put(process, Job(effect, "c"))
+
+
+def parked(process: Process) -> None:
+    with process.transaction() as connection:
+        get_queue(connection, "").pause()
+    put(process, Job(vanishing, "a"), Job(effect, "b"))
+    process.stop()
+    books.vanish()
+    process.start()
+    with process.transaction() as connection:
+        get_queue(connection, "").resume()
+    process.world.run_until_idle()
+    process.stop()
+    books.come_back()
+    process.start()
+
+
+# Stopping.
+
+
+def stopped_with_time(process: Process) -> None:
+    put(process, Job(effect_later, "a", 3.0), Job(effect, "b"))
+    process.world.run_until_idle()
+    process.stop(drain=10 * SECOND)
+    process.start()
+
+
+def stopped_at_once(process: Process) -> None:
+    job = Job(effect, "a")
+    job.add_callback(Job(effect_later, "b", 3.0))
+    put(process, Job(effect_later, "c", 3.0), job)
+    put(process, looking_after(Job(effect_later, "never", 3.0), NeverRetry))
+    process.world.run_until_idle()
+    process.stop(drain=timedelta(0))
+    process.start()
+
+
+# Several processes.
+
+
+def a_sibling(world: World) -> None:
+    world.process("sibling", {"": 1})
+
+
+def a_sibling_elsewhere(world: World) -> None:
+    world.process("sibling", {"": 1}, host="another")
+
+
+def jobs_of_all_kinds(process: Process) -> None:
+    jobs = [Job(effect_later, "a", 5.0), Job(effect_later, "b"), Job(effect, "c")]
+    jobs[1].add_callback(Job(effect, "d"))
+    jobs[1].add_callback(Job(effect_later, "e", 3.0))
+    jobs[2].quota_names = jobs[0].quota_names = ("one",)
+    put(process, *jobs)
+    put(process, serial(Job(effect, "f"), Job(effect_later, "g"), postprocess=None))
+    process.world.advance(3 * SECOND)
+
+
+def buried_by_a_sibling(process: Process) -> None:
+    jobs_of_all_kinds(process)
+
+
+def buried_from_another_host(process: Process) -> None:
+    jobs_of_all_kinds(process)
+
+
+def one_that_died(world: World) -> None:
+    _die(world, "host")
+
+
+def one_that_died_elsewhere(world: World) -> None:
+    _die(world, "another")
+
+
+def _die(world: World, host: str) -> None:
+    other = world.process("dying", host=host)
+    jobs = [Job(effect_later, "a", 5.0), Job(effect, "b"), Job(effect, "c")]
+    jobs[1].add_callback(Job(effect_later, "d", 5.0))
+    jobs[2].quota_names = jobs[0].quota_names = ("one",)
+    put(other, *jobs)
+    put(other, looking_after(Job(effect_later, "never", 5.0), NeverRetry))
+    world.advance(SECOND)
+    other.crash()
+
+
+def burying_a_sibling(process: Process) -> None:
+    process.world.advance(5 * SECOND)
+
+
+def burying_one_elsewhere(process: Process) -> None:
+    process.world.advance(2 * MINUTE)
+
+
+def buried_alive(process: Process) -> None:
+    jobs = [Job(effect_later, "a", 5.0), Job(effect_later, "b", 5.0), Job(effect, "c")]
+    jobs[2].add_callback(Job(effect_later, "d", 5.0))
+    put(process, *jobs)
+    process.world.advance(SECOND)
+    process.suspend()
+    process.world.advance(3 * MINUTE)
+    process.resume()
+    put(process, Job(effect, "e"))
+    process.world.advance(MINUTE)
+
+
+def cut_off(process: Process) -> None:
+    put(process, Job(effect_later, "a", 5.0), Job(effect, "b"))
+    process.world.advance(SECOND)
+    process.cut()
+    process.world.advance(3 * MINUTE)
+    process.restore()
+    put(process, Job(effect, "c"))
+
+
+POLLING: dict[str, Any] = {}
+
+SCENARIOS = (
+    Scenario(a_job, small=True),
+    Scenario(several_jobs),
+    Scenario(async_jobs),
+    Scenario(jobs_that_return_jobs),
+    Scenario(
+        jobs_with_a_schedule,
+        may_fail=("late", "b"),
+        settings={**ALONE, "queues": {"": 2}},
+    ),
+    Scenario(errors_of_a_job, counts_errors=True, may_fail=("c",), must_fail=("hopeless",)),
+    Scenario(errors_of_a_commit, counts_errors=True, must_fail=("hopeless",)),
+    Scenario(conflicts_of_a_job, counts_errors=True),
+    Scenario(conflicts_without_end, must_fail=("hopeless",)),
+    Scenario(interruptions, may_fail=("never",)),
+    Scenario(interruptions_of_an_applications_policies, may_fail=("resigned",)),
+    Scenario(a_deadline_after_an_interruption, may_fail=("late",), small=True),
+    Scenario(callbacks, small=True),
+    Scenario(callbacks_of_a_failing_job, must_fail=("hopeless", "hopeless too")),
+    Scenario(late_callbacks),
+    Scenario(interrupted_callbacks, may_fail=("never",)),
+    Scenario(callbacks_that_wait),
+    Scenario(in_series),
+    Scenario(in_parallel),
+    Scenario(with_parts_that_fail, must_fail=("hopeless",)),
+    Scenario(quotas, setup=quotas_of_one),
+    Scenario(
+        quotas_kept_through_trouble,
+        counts_errors=True,
+        must_fail=("hopeless",),
+        setup=quotas_of_one,
+    ),
+    Scenario(retried_and_cancelled, may_fail=("a", "late")),
+    Scenario(paused_and_resized, also=resumed_in_the_end),
+    Scenario(packed_meanwhile),
+    Scenario(parked),
+    Scenario(stopped_with_time),
+    Scenario(stopped_at_once, may_fail=("never",)),
+    Scenario(
+        buried_by_a_sibling,
+        setup=quotas_of_one,
+        others=a_sibling,
+        restarts=False,
+        settings=POLLING,
+    ),
+    Scenario(
+        buried_from_another_host,
+        setup=quotas_of_one,
+        others=a_sibling_elsewhere,
+        restarts=False,
+        settings=POLLING,
+    ),
+    Scenario(
+        burying_a_sibling,
+        may_fail=("never",),
+        setup=quotas_of_one,
+        others=one_that_died,
+        settings=POLLING,
+    ),
+    Scenario(
+        burying_one_elsewhere,
+        may_fail=("never",),
+        setup=quotas_of_one,
+        others=one_that_died_elsewhere,
+        settings=POLLING,
+    ),
+    Scenario(buried_alive, others=a_sibling_elsewhere, settings=POLLING),
+    Scenario(cut_off, others=a_sibling_elsewhere, settings=POLLING),
+)
