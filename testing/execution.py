@@ -67,6 +67,7 @@ class SteppedExecution(Execution):
         self._scheduler = scheduler
         self._clock = clock
         self._owner = owner
+        self._loops: list[asyncio.AbstractEventLoop] = []
 
     @property
     def has_crashed(self) -> bool:
@@ -79,7 +80,17 @@ class SteppedExecution(Execution):
         return ClockFuture(self._clock)
 
     def create_event_loop(self) -> asyncio.AbstractEventLoop:
-        return _SteppedEventLoop(self._clock)
+        loop = _SteppedEventLoop(self._clock)
+        self._loops.append(loop)
+        return loop
+
+    def close(self) -> None:
+        """Let go of what a crash has left, when all threads have ended."""
+        for loop in self._loops:
+            if not loop.is_closed():
+                # Of its tasks, which no one will ever end, there is nothing to be told.
+                loop.set_exception_handler(lambda loop, context: None)
+                loop.close()
 
     def start_thread(self, target: Callable[[], None], name: str) -> ThreadHandle:
         full_name = f"{self._owner.name}/{name}" if self._owner.name else name

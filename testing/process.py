@@ -91,6 +91,7 @@ class Process:
         self._database: Any = None
         self._system: ActorSystem | None = None
         self._identity: SimulatedIdentity | None = None
+        self._executions: list[SteppedExecution] = []
 
     def __repr__(self) -> str:
         return f"<Process {self.name}, {'running' if self.is_running else 'not running'}>"
@@ -147,11 +148,13 @@ class Process:
         known.leases = Leases(secrets)
         known.proofs = world.proofs_of(self)
         self._identity = SimulatedIdentity(world, self.uuid, self.host, secrets.token_hex(8))
+        execution = SteppedExecution(world.scheduler, self.clock, self._owner)
+        self._executions.append(execution)
         self._system = start(
             self._database,
             self._queues,
             clock=self.clock,
-            execution=SteppedExecution(world.scheduler, self.clock, self._owner),
+            execution=execution,
             identity=self._identity,
             **self._settings,
         )
@@ -178,6 +181,11 @@ class Process:
         self.world.scheduler.end(self._owner)
         if self._system is not None:
             self._system._abandon()
+
+    def close(self) -> None:
+        """Let go of all that its starts have left; `World.close` does so."""
+        for execution in self._executions:
+            execution.close()
 
     def suspend(self) -> None:
         """Let it stand still, as SIGSTOP does, until it is resumed; its clock goes on."""

@@ -90,6 +90,8 @@ class World:
         left = self.scheduler.close()
         if left:
             raise SimulationError(f"these threads have not ended: {', '.join(left)}")
+        for process in self._processes.values():
+            process.close()
 
     # Processes.
 

@@ -222,6 +222,17 @@ def test_no_thread_is_left_when_a_world_is_closed() -> None:
     assert threading.active_count() == before
 
 
+def test_no_event_loop_is_left_open_when_a_world_is_closed() -> None:
+    loops = []
+    with World() as world:
+        process = world.process()
+        process.put(doze, 5.0)
+        world.run_until_idle()
+        process.crash()
+        loops = [loop for each in process._executions for loop in each._loops]
+    assert [loop.is_closed() for loop in loops] == [True]
+
+
 # Crashes, and what else may befall a process.
 
 
