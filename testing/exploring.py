@@ -37,6 +37,7 @@ def explore(
     scenario: Callable[[World], object],
     *,
     preemptions: int = 2,
+    delays: int | None = None,
     depth: int | None = None,
     most_runs: int | None = None,
     points: Collection[str] = COMMITS,
@@ -52,6 +53,9 @@ def explore(
         order, whatever it does has to be the same each time. What it does in `World.calmly`
         has one order only.
     :param preemptions: how often a thread that could go on may be kept from it; 0 or more.
+    :param delays: how often anybody but the next in line may go on, wherever that is (default:
+        without limit, where the one that went on until then has to wait anyway). Orders grow
+        with a power of their length that is this, and not exponentially.
     :param depth: vary that many choices at most, the first ones (default: all).
     :param most_runs: stop after so many (default: when all were run).
     :param points: where another thread may go on.
@@ -60,6 +64,8 @@ def explore(
     """
     if preemptions < 0:
         raise SimulationError(f"preemptions must be 0 or more, not {preemptions!r}")
+    if delays is not None and delays < 0:
+        raise SimulationError(f"delays must be 0 or more, not {delays!r}")
     if at is not None:
         taken = _run(scenario, points, list(at))
         return ExploreReport(1, len(taken), complete=False)
@@ -69,7 +75,7 @@ def explore(
         taken = _run(scenario, points, prefix)
         runs += 1
         choices = max(choices, len(taken))
-        prefix = _next(taken[:depth], preemptions)
+        prefix = _next(taken[:depth], preemptions, delays)
     return ExploreReport(runs, choices, complete=prefix is None)
 
 
@@ -91,15 +97,18 @@ def _run(
     return chooser.taken
 
 
-def _next(taken: list[Taken], preemptions: int) -> list[int] | None:
+def _next(taken: list[Taken], preemptions: int, delays: int | None) -> list[int] | None:
     """Return the choices that the next run begins with, None after the last one."""
-    spent = [0]
+    preempted, delayed = [0], [0]
     for each in taken:
-        spent.append(spent[-1] + each.preempts)
+        preempted.append(preempted[-1] + each.preempts)
+        delayed.append(delayed[-1] + (each.index > 0))
     for position in reversed(range(len(taken))):
         each = taken[position]
         index = each.index + 1
-        allowed = not each.goes_on or spent[position] < preemptions
+        allowed = not each.goes_on or preempted[position] < preemptions
+        if delays is not None and delayed[position] >= delays:
+            allowed = False
         if index < each.count and allowed:
             return [before.index for before in taken[:position]] + [index]
     return None

@@ -186,9 +186,19 @@ def test_a_search_tells_whether_it_was_complete() -> None:
         world.process(queues={"": 0})
         world.run_until_idle()
 
+    none = explore(scenario, delays=0)
+    assert (none.runs, none.complete) == (1, True)
+    least = explore(scenario, preemptions=0, delays=1)
     few = explore(scenario, preemptions=0)
+    assert 1 < least.runs < few.runs
     more = explore(scenario, preemptions=1)
     assert few.complete
     assert more.complete
     assert more.runs > few.runs > 1
     assert not explore(scenario, most_runs=2).complete
+
+
+def test_bounds_below_zero_are_refused() -> None:
+    for bound in ("preemptions", "delays"):
+        with pytest.raises(SimulationError, match=f"{bound} must be 0 or more, not -1"):
+            explore(lose_an_update, **{bound: -1})
