@@ -27,6 +27,7 @@ from perdure.model import (
     Retry,
     RetryPolicy,
     Status,
+    find_job,
     get_queue,
     local,
 )
@@ -173,6 +174,12 @@ def effect_and_further(name: str, further: str) -> str:
     return name
 
 
+def effect_and_callback(name: str, ref: str, callback: str) -> str:
+    """Add a callback to another job, whatever that is at."""
+    find_job(local.get_job()._p_jar, ref).add_callback(Job(effect, callback))
+    return effect(name)
+
+
 def effect_of_parts(name: str, *parts: Job) -> str:
     over = Status.CALLBACKS, Status.COMPLETED
     open_ones = [part for part in parts if part.status not in over]
@@ -207,7 +214,8 @@ EFFECTS = frozenset(
     for each in (
         "effect", "effect_later", "audited_effect", "audited_effect_later", "effect_and_error",
         "effect_and_conflict", "effect_and_bad_commit", "effect_and_job",
-        "effect_and_further", "effect_of_parts", "effect_of_parts_later", "vanishing",
+        "effect_and_callback", "effect_and_further", "effect_of_parts",
+        "effect_of_parts_later", "vanishing",
     )
 )  # fmt: skip
 

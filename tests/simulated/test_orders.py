@@ -1,0 +1,158 @@
+"""Claim, end and burial in every order: the triangle where systems of jobs break.
+
+A process is taken for dead while it works. In one and the same moment its worker ends a job,
+another job is due that both processes want, and the sibling buries it.
+
+Usually one thread is kept waiting, in every place; with ``PERDURE_TEST_SIMULATED=long`` two are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from perdure.model import Job
+from perdure.testing import Process, Seeded, World, explore
+from simulated.scenarios import quotas_of_one
+from support.books import (
+    audited_effect_later,
+    books_balance,
+    effect,
+    effect_and_callback,
+    effect_later,
+    put,
+)
+
+SECOND = timedelta(seconds=1)
+MOMENT = 2 * SECOND
+"""When it all happens: siblings look for the dead each second."""
+
+
+def prepare(world: World) -> tuple[Process, Process]:
+    buried, sibling = world.process("buried", {"": 2}), world.process("sibling", {"": 2})
+    quotas_of_one(buried)
+    return buried, sibling
+
+
+def take_for_dead(world: World, process: Process) -> None:
+    """Let every sibling believe that a process has ended which goes on."""
+    assert process._identity is not None
+    world.advance(MOMENT - SECOND / 2)
+    process._identity.close()
+
+
+def verify(world: World, process: Process) -> None:
+    with world.calmly():
+        world.come_to_rest()
+    assert world.check() == []
+    assert world.unended() == []
+    books_balance()(process)
+
+
+def the_end_of_a_job(world: World) -> None:
+    with world.calmly():
+        buried, _ = prepare(world)
+        put(buried, Job(effect_later, "a", MOMENT.total_seconds()))
+        take_for_dead(world, buried)
+    world.advance(SECOND)
+    verify(world, buried)
+
+
+def a_callback(world: World) -> None:
+    with world.calmly():
+        buried, _ = prepare(world)
+        job = Job(effect, "a")
+        job.add_callback(Job(effect_later, "b", MOMENT.total_seconds()))
+        job.add_callback(Job(effect, "c"))
+        put(buried, job)
+        take_for_dead(world, buried)
+    world.advance(SECOND)
+    verify(world, buried)
+
+
+def a_claim(world: World) -> None:
+    with world.calmly():
+        buried, _ = prepare(world)
+        put(buried, Job(effect, "a"), begin_after=world.now + MOMENT)
+        take_for_dead(world, buried)
+    world.advance(SECOND)
+    verify(world, buried)
+
+
+def claims_of_one_quota(world: World) -> None:
+    with world.calmly():
+        first, second = prepare(world)
+        jobs = Job(audited_effect_later, "a"), Job(audited_effect_later, "b")
+        for process, job in zip((first, second), jobs, strict=True):
+            job.quota_names = ("one",)
+            put(process, job, begin_after=world.now + MOMENT)
+        world.advance(SECOND)
+    world.advance(MOMENT)
+    verify(world, first)
+
+
+def a_callback_in_the_last_moment(world: World) -> None:
+    with world.calmly():
+        first, _ = prepare(world)
+        (ref,) = put(first, Job(effect_later, "a", MOMENT.total_seconds()))
+        put(first, Job(effect_and_callback, "b", str(ref), "c"), begin_after=world.now + MOMENT)
+        world.advance(SECOND)
+    world.advance(MOMENT)
+    verify(world, first)
+    with world.look() as connection:
+        assert connection.root()["books"]["c"] == 1
+
+
+def all_of_it(world: World) -> None:
+    with world.calmly():
+        buried, _ = prepare(world)
+        job = Job(effect_later, "a", MOMENT.total_seconds())
+        job.add_callback(Job(effect, "b"))
+        due = Job(effect, "c")
+        job.quota_names = due.quota_names = ("one",)
+        put(buried, job)
+        put(buried, due, Job(effect, "d"), begin_after=world.now + MOMENT)
+        take_for_dead(world, buried)
+    world.advance(SECOND)
+    verify(world, buried)
+
+
+STORIES = (
+    the_end_of_a_job,
+    a_callback,
+    a_claim,
+    claims_of_one_quota,
+    a_callback_in_the_last_moment,
+    all_of_it,
+)
+each_story = pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
+
+
+@pytest.mark.slow
+@pytest.mark.spec("D4")
+@pytest.mark.spec("D6")
+@pytest.mark.spec("C1")
+@pytest.mark.spec("C7")
+@pytest.mark.spec("J22")
+@pytest.mark.spec("Q6")
+@pytest.mark.spec("Q7")
+@each_story
+def test_no_order_does_harm(story: Callable[[World], None], long_run: bool) -> None:
+    delays = 2 if long_run else 1
+    report = explore(story, preemptions=delays, delays=delays)
+    print(report)
+    assert report.complete
+    assert report.runs > report.choices
+
+
+@pytest.mark.slow
+@each_story
+def test_no_seed_does_harm(story: Callable[[World], None], long_run: bool) -> None:
+    ends = []
+    for seed in range(1000 if long_run else 20):
+        with World(chooser=Seeded(seed)) as world:
+            story(world)
+            ends.append(len(world.disk.commits))
+    assert len(set(ends)) > 1
