@@ -30,10 +30,11 @@ MOMENT = 2 * SECOND
 """When it all happens: siblings look for the dead each second."""
 
 
-def prepare(world: World) -> tuple[Process, Process]:
-    buried, sibling = world.process("buried", {"": 2}), world.process("sibling", {"": 2})
-    quotas_of_one(buried)
-    return buried, sibling
+def prepare(world: World, *names: str) -> tuple[Process, Process]:
+    one, other = (world.process(name, {"": 2}) for name in names or ("buried", "sibling"))
+    quotas_of_one(one)
+    world.run_until_idle()
+    return one, other
 
 
 def take_for_dead(world: World, process: Process) -> None:
@@ -74,16 +75,20 @@ def a_callback(world: World) -> None:
 
 def a_claim(world: World) -> None:
     with world.calmly():
-        buried, _ = prepare(world)
-        put(buried, Job(effect, "a"), begin_after=world.now + MOMENT)
+        buried, sibling = prepare(world)
+        put(buried, Job(effect_later, "a", 5.0), begin_after=world.now + MOMENT)
         take_for_dead(world, buried)
-    world.advance(SECOND)
-    verify(world, buried)
+    world.advance(SECOND * 0.6)
+    with world.calmly():
+        # Nobody but the sibling can see to what it has claimed.
+        buried.crash()
+    verify(world, sibling)
 
 
 def claims_of_one_quota(world: World) -> None:
     with world.calmly():
-        first, second = prepare(world)
+        # Each of these puts into a stripe of the queue from which it claims first.
+        first, second = prepare(world, "first", "second")
         jobs = Job(audited_effect_later, "a"), Job(audited_effect_later, "b")
         for process, job in zip((first, second), jobs, strict=True):
             job.quota_names = ("one",)
