@@ -182,8 +182,8 @@ class Process:
         if self._system is not None:
             self._system._abandon()
 
-    def close(self) -> None:
-        """Let go of all that its starts have left; `World.close` does so."""
+    def _close(self) -> None:
+        """Let go of all that its starts have left, when all threads have ended."""
         for execution in self._executions:
             execution.close()
 

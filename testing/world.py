@@ -91,7 +91,7 @@ class World:
         if left:
             raise SimulationError(f"these threads have not ended: {', '.join(left)}")
         for process in self._processes.values():
-            process.close()
+            process._close()
 
     # Processes.
 

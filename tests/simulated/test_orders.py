@@ -149,7 +149,7 @@ def test_no_order_does_harm(story: Callable[[World], None], long_run: bool) -> N
     report = explore(story, preemptions=delays, delays=delays)
     print(report)
     assert report.complete
-    assert report.runs > report.choices
+    assert report.runs > 20
 
 
 @pytest.mark.slow
