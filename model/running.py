@@ -640,6 +640,10 @@ class Runner:
             follow._begin()
             follow._end(None)
             follow._complete()
+            # In this commit, or the one that waits could find it not quite done.
+            alone = inner._own_side is None and _next_callback(inner) is None
+            if alone and inner.status is Status.CALLBACKS:
+                inner._complete()
 
         self._store(follow, "telling", tell)
         if ended:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from perdure.model import Status
-from perdure.testing import Call, Fault, World
-from support.simulated import add
+from perdure.model import Job, Status, serial
+from perdure.testing import Call, Fault, Process, World, crash_everywhere
+from support.simulated import add, doze, note_statuses
 
 
 @pytest.fixture
@@ -40,3 +40,18 @@ def test_an_error_of_the_disk_that_passes_parks_no_job(world: World, which: int)
     world.come_to_rest()
     assert len(loads) > which
     assert world.status(ref) is Status.COMPLETED
+
+
+@pytest.mark.slow
+@pytest.mark.spec("J30")
+def test_a_postprocess_never_sees_a_part_that_is_not_quite_done() -> None:
+    def scenario(process: Process) -> None:
+        parts = Job(add, "n"), Job(doze, 1.0), Job(add, "n")
+        process.put(serial(*parts, postprocess=Job(note_statuses)))
+
+    def check(process: Process) -> None:
+        with process.world.look() as connection:
+            assert set(connection.root().get("statuses", ())) <= {"COMPLETED"}
+
+    report = crash_everywhere(scenario, check, kinds=("finish",))
+    assert report.runs > 10

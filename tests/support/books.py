@@ -181,8 +181,7 @@ def effect_and_callback(name: str, ref: str, callback: str) -> str:
 
 
 def effect_of_parts(name: str, *parts: Job) -> str:
-    over = Status.CALLBACKS, Status.COMPLETED
-    open_ones = [part for part in parts if part.status not in over]
+    open_ones = [part for part in parts if part.status is not Status.COMPLETED]
     assert not open_ones, [(part, part.status) for part in open_ones]
     return effect(name)
 
