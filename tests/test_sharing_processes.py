@@ -407,7 +407,9 @@ def test_a_short_soak_finds_nothing(tmp_path: Path) -> None:
     assert "nothing was wrong" in done.stdout
 
 
-@pytest.mark.parametrize("fault", ["deaf_owner", "deaf_clients", "blind_takeover", "early_answer"])
+@pytest.mark.parametrize(
+    "fault", ["deaf_owner", "deaf_clients", "blind_takeover", "early_answer", "forgetful_owner"]
+)
 def test_the_soak_finds_a_deliberate_fault(fault: str, tmp_path: Path) -> None:
     done = soak(
         tmp_path,
@@ -416,6 +418,8 @@ def test_the_soak_finds_a_deliberate_fault(fault: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stdout
     assert "wrong: " in done.stdout and "failed with --seed 2" in done.stdout
+    # A fault that could not be committed shows as a process that does not get on.
+    assert "Error" not in done.stderr
 
 
 # Systems
