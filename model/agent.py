@@ -22,7 +22,7 @@ from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.logs import events, fields
 from perdure.model.moments import Duration
 from perdure.model.ref import JobRef
-from perdure.model.resolving import is_loadable, is_whole
+from perdure.model.resolving import family, is_loadable, is_whole
 from perdure.model.status import Status
 from perdure.model.tally import Tally
 
@@ -332,7 +332,7 @@ class Agent(Tally, Persistent):
         side = self.queue.side
         if not side:
             return
-        for each in list(_family(job)):
+        for each in list(family(job)):
             record = side.get(each)
             if record is None:
                 continue
@@ -342,15 +342,11 @@ class Agent(Tally, Persistent):
                     extra=fields(each),
                 )  # fmt: skip
                 continue
-            entries = dict(each._annotations or {})
-            for name, entry in record.annotations.items():
-                if name not in entries or entries[name][0] < entry[0]:
-                    entries[name] = entry
+            entries = record.annotations_with(each._annotations)
             if entries:
                 each._annotations = entries
-            done = [callback for callback in record.callbacks if callback.status is not Status.NEW]
-            if done:
-                each._callbacks = [*(each._callbacks or ()), *done]
+            if record.callbacks:
+                each._callbacks = [*(each._callbacks or ()), *record.callbacks]
             for callback in record.callbacks:
                 # What was added to a callback that was never called is never called.
                 if callback.status is Status.NEW and each.status is Status.COMPLETED:
@@ -441,16 +437,6 @@ class Agent(Tally, Persistent):
             return False
         self._drop_kept(self.completed.forget(now))
         return True
-
-
-def _family(job: Job) -> Iterator[Job]:
-    """Return a job, its callbacks, theirs, and so on, as far as they can be loaded here."""
-    waiting = [job]
-    while waiting:
-        each = waiting.pop(0)
-        if is_loadable(each):
-            yield each
-            waiting = [*each._children(), *waiting]
 
 
 def _runs_code(job: Job) -> bool:

@@ -303,6 +303,9 @@ class Job(JobRecord):
                 f"{self!r} is COMPLETED and was in no queue: call the callback with its result"
             )
         job._parent = self
+        # Nobody else writes the record of a job that is done, but who lets it run once more:
+        # that one has to know of this.
+        self._callbacks = [*(self._callbacks or ()), job]
         queue._enter(job, "put", due=job.begin_after or clock_of(queue).now())
 
     def _is_ours(self) -> bool:
@@ -370,7 +373,7 @@ class Job(JobRecord):
 
         Works in the transaction of the job's connection. Raises `BadStatusError` in another
         status, for a job that has succeeded, for one that was in no queue, and while a callback
-        of it is being retried;
+        of it that was added late, or is being retried, waits for its turn;
         `JobNotFoundError` where it was forgotten; `CallableNotFoundError` where it cannot be
         loaded here.
         """

@@ -35,6 +35,7 @@ from perdure.model.resolving import (
     check_resolvable,
     check_whole,
     deadline_of,
+    family,
     is_loadable,
     is_whole,
     position_of,
@@ -381,7 +382,9 @@ class Queue(Persistent):
         try:
             check_resolvable(job, unresolved)
             if isinstance(job, InternalJob):
-                check_whole(job.serves, unresolved)
+                for each in (job.serves, job.outer, job.inner):
+                    if each is not None:
+                        check_whole(each, unresolved)
         except CallableNotFoundError as error:
             unresolved[error.name] = error.reason
             if self._parked.get(error.name) != error.reason:
@@ -616,11 +619,26 @@ class Queue(Persistent):
         if isinstance(job, InternalJob):
             raise BadStatusError(f"{job!r} deals with {job.serves!r} and cannot be taken out")
         self._leave(job)
+        for each in list(family(job)):
+            if is_whole(each):
+                self._give_side_record(each)
         for follow in followers(job):
             # It will not end here, for those who wait for it.
             self._put_follower(follow.outer, job)
             follow._end_unheard()
         job._taken_out()
+
+    def _give_side_record(self, job: Job) -> None:
+        """Let a job that is taken out have for its own what others have added to it.
+
+        Its record is written here: who adds to it at the same time sees it taken out, or this
+        transaction fails.
+        """
+        self.side.read_current(job)
+        job._p_changed = True
+        record = self.side.pop(job)
+        if record is not None:
+            job._take_over(record)
 
     def _leave(self, job: Job) -> None:
         """Take a waiting job out of line; its record is for the caller to write."""

@@ -75,6 +75,8 @@ class JobRecord(Persistent):
     _annotations: dict[str, tuple[int, Any]] | None = None
     _own_side: SideRecord | None = None
     _waits_for: tuple[Job, ...] = ()
+    _futures = 0
+    """How many attempts have committed something and returned a future."""
     _transactional: bool | None = None
     _owns_result = True
     """Whether its result is its own, and not passed on from another job; not stored."""
@@ -412,6 +414,13 @@ class JobRecord(Persistent):
         self._claim += 1
         if self._keeps_places:
             self._keeps_places = False
+
+    def _take_over(self, record: SideRecord) -> None:
+        """Keep what was added to the job, in its side record, with the job itself."""
+        if record.callbacks:
+            self._callbacks = [*(self._callbacks or ()), *record.callbacks]
+        if record.annotations:
+            self._annotations = record.annotations_with(self._annotations)
 
     def _taken_out(self) -> None:
         self._move("take out")

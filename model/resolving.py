@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ZODB.broken
@@ -35,8 +35,10 @@ __all__ = [
     "check_resolvable",
     "check_whole",
     "deadline_of",
+    "family",
     "is_loadable",
     "is_whole",
+    "parent_of",
     "position_of",
     "previous_of",
     "queue_and_agent_of",
@@ -78,6 +80,16 @@ def unreadable(job: Any) -> CallableNotFoundError | None:
     return CallableNotFoundError(_record_name(job), f"{type(error).__name__}: {error}")
 
 
+def family(job: Job) -> Iterator[Job]:
+    """Return a job, its callbacks, theirs, and so on, as far as they can be loaded here."""
+    waiting = [job]
+    while waiting:
+        each = waiting.pop(0)
+        if is_loadable(each):
+            yield each
+            waiting = [*each._children(), *waiting]
+
+
 def is_whole(job: Any) -> bool:
     """Tell whether the job's record can be loaded here with all that it holds.
 
@@ -95,20 +107,24 @@ def is_whole(job: Any) -> bool:
 
 def previous_of(job: Any) -> Job | None:
     """Return the job that was put before, into the same inbox."""
-    previous = stored(job, "_previous", None)
-    if isinstance(previous, _Reference):
-        previous = job._p_jar.get(previous.oid)
-    found: Job | None = previous
+    found: Job | None = _object(job, "_previous")
+    return found
+
+
+def parent_of(job: Any) -> Job | None:
+    """Return the job that a job is a callback of, None where it is none."""
+    found: Job | None = _object(job, "_parent")
     return found
 
 
 def queue_and_agent_of(job: Any) -> tuple[Any, Any]:
     """Return the queue and the agent of a job, each None where it has none."""
-    found = []
-    for name in ("_queue", "_agent"):
-        value = stored(job, name, None)
-        found.append(job._p_jar.get(value.oid) if isinstance(value, _Reference) else value)
-    return found[0], found[1]
+    return _object(job, "_queue"), _object(job, "_agent")
+
+
+def _object(job: Any, name: str) -> Any:
+    value = stored(job, name, None)
+    return job._p_jar.get(value.oid) if isinstance(value, _Reference) else value
 
 
 def status_of(job: Any) -> Status:
