@@ -37,7 +37,14 @@ from perdure.model.errors import (
 )
 from perdure.model.failure import Failure
 from perdure.model.fence import Fence
-from perdure.model.following import Follow, await_jobs, has_ended, inner_ended, whole_of
+from perdure.model.following import (
+    Follow,
+    await_jobs,
+    has_ended,
+    inner_ended,
+    queue_to_follow,
+    whole_of,
+)
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.lane import Attempt, Lane
@@ -342,11 +349,11 @@ class Runner:
                 return
             ended = None
         while True:
-            waited = ended is not None
-            if ended is None:
+            taken = ended
+            if taken is None:
                 message = self._try(job, extra, kwargs, memory, alone)
             else:
-                message = self._take_ended(job, ended)
+                message = self._take_ended(job, taken, memory)
             ended = self._wait_here()
             if ended is not None:
                 continue
@@ -356,7 +363,8 @@ class Runner:
             alone = message.failure.check(ConflictError) is not None
             decision = self._decide(job, message, memory)
             if isinstance(decision, Retry):
-                if decision.after > _ZERO and waited and self._suspends:
+                again = _to_be_stored(taken, message)
+                if decision.after > _ZERO and taken is not None and self._suspends and not again:
                     self._keep_memory(job, memory)
                     _tell_retry(job, message, 1)
                     self._suspension = Pause(decision.after, message.failure, _is_light(job))
@@ -367,6 +375,7 @@ class Runner:
                 if not self._late(job):
                     retries += 1
                     _tell_retry(job, message, retries)
+                    ended = again
                     continue
             if isinstance(decision, Reschedule):
                 if job.queue is not None and job._agent is not None:
@@ -468,6 +477,7 @@ class Runner:
         """Commit what a call returns, with its effects; return what went wrong, or None."""
         assert self._fence is not None
         before = job.__getstate__() if job._p_jar is None else None
+        futures = counted = job._futures
         returned = False
         result = None
         try:
@@ -475,6 +485,7 @@ class Runner:
             self._check()
             self._take_result(job, result)
             returned = True
+            counted = job._futures
             if job._waits_for:
                 self._fence_root_waits()
             self._manager.commit()
@@ -482,9 +493,9 @@ class Runner:
             if not returned:
                 without_frames_of(error, __name__)
             failure = Failure(error) if isinstance(error, Exception) else None
+            suspension, self._suspension = self._suspension, None
             self._abort()
-            self._fence.letting_go = False
-            self._suspension = None
+            letting_go, self._fence.letting_go = self._fence.letting_go, False
             if before is not None:
                 job.__setstate__(before)
             tear_down()
@@ -498,20 +509,30 @@ class Runner:
             return None
         if not returned:
             return JobErrored(failure, alone=attempt.alone)
+        # Whatever it did if the commit took place, although it raised: ended, let go, or waiting.
+        self._fence.letting_go = letting_go
         self._view(job)
         if job.status is not Status.ACTIVE:
-            # The commit took place, although it raised.
             self._tell_result(job, job.result)
+            return None
+        if job._waits_for:
+            self._fence.released = letting_go
+            return None
+        self._fence.letting_go = False
+        if counted != futures and job._futures == counted:
+            self._suspension = suspension
             return None
         self._tell_lost_result(job, result)
         return CommitErrored(failure, alone=attempt.alone)
 
-    def _take_ended(self, job: Job, ended: Ended) -> JobErrored | CommitErrored | None:
+    def _take_ended(
+        self, job: Job, ended: Ended, memory: Memory
+    ) -> JobErrored | CommitErrored | None:
         """Go on with a job, for which it has ended what it waited for."""
         assert self._fence is not None
         call = ended.of
         if not isinstance(call, CoroutineCall):
-            return self._take_future(job, ended)
+            return self._take_future(job, ended, memory)
         try:
             if call.has_changes:
                 call.open()
@@ -538,7 +559,9 @@ class Runner:
             self._suspension = beside._suspension
             call.close()
 
-    def _take_future(self, job: Job, ended: Ended) -> CommitErrored | JobErrored | None:
+    def _take_future(
+        self, job: Job, ended: Ended, memory: Memory
+    ) -> CommitErrored | JobErrored | None:
         """Store what a future has brought; what the job itself did is committed already."""
         fence = self._fence
         assert fence is not None
@@ -552,12 +575,16 @@ class Runner:
         before = value.__getstate__() if isinstance(value, Job) and new else None
 
         def take() -> None:
-            fence.letting_go = False
             self._suspension = None
             if before is not None:
                 cast("Job", value).__setstate__(before)
+            # A try before this one, that raised, may have let go of it.
             self._check()
+            if job._waits_for:
+                return
+            fence.letting_go = False
             if job.status is Status.ACTIVE:
+                memory.restore(job)
                 self._take_result(job, value)
                 if job._waits_for:
                     self._fence_root_waits()
@@ -567,10 +594,10 @@ class Runner:
             take, f"storing the result of {job!r}", self._manager, self._stop
         )
         if isinstance(outcome, Failure):
-            fence.letting_go = False
-            self._suspension = None
             self._view(job)
-            if job.status is Status.ACTIVE:
+            if job.status is Status.ACTIVE and not job._waits_for:
+                fence.letting_go = False
+                self._suspension = None
                 self._tell_lost_result(job, value)
                 return CommitErrored(outcome)
         fence.released = fence.letting_go
@@ -586,6 +613,10 @@ class Runner:
             await_jobs(job, [result])
         elif is_future(result):
             self._suspension = AwaitedFuture(result, _is_light(job))
+            if self._manager.get()._resources:
+                # The effects are committed with a sign of it in the job's record: others of
+                # them than this database's are fenced off by that as well.
+                job._futures += 1
             return
         elif inspect.iscoroutine(result):
             result.close()
@@ -632,7 +663,7 @@ class Runner:
             nonlocal ended
             if follow.status is Status.COMPLETED:
                 return
-            queue = outer.queue or inner.queue
+            queue = queue_to_follow(outer, inner)
             if queue is not None:
                 queue._put_follower(outer, inner)
             else:
@@ -912,6 +943,15 @@ def _end_internal(internal: InternalJob) -> None:
         internal._begin()
         internal._end(None)
         internal._complete()
+
+
+def _to_be_stored(taken: Ended | None, message: JobErrored | CommitErrored) -> Ended | None:
+    """Return what a future has brought, if it is that which could not be stored.
+
+    What the job itself did is committed then, and must not be done again.
+    """
+    stored_alone = taken is not None and isinstance(taken.of, AwaitedFuture)
+    return taken if stored_alone and isinstance(message, CommitErrored) else None
 
 
 def _trouble(message: JobErrored | CommitErrored | Interrupted) -> str:
