@@ -317,7 +317,7 @@ def test_an_interruption_that_was_dealt_with_is_not_put_to_a_job_that_waits_sinc
     assert interrupting.serves is outer
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         # Its process dies when it has dealt with the job, and has not noted that.
-        patched.setattr("perdure.model.running._end_internal", exits)
+        patched.setattr("perdure.model.serving._end_internal", exits)
         interrupting()
     view.sync()
     assert outer.status is Status.PENDING
