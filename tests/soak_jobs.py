@@ -85,7 +85,7 @@ class Soak:
             self.numbers[what] += 1
             if what == "suspended":
                 process.send_signal(signal.SIGSTOP)
-                rest(self.random.uniform(0, 5))
+                rest(self.random.uniform(0, 8))
                 process.send_signal(signal.SIGCONT)
                 continue
             process.send_signal(signal.SIGKILL if what == "killed" else signal.SIGTERM)

@@ -390,9 +390,9 @@ def attempt(path: Path) -> str:
 # The soak
 
 
-def soak(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def soak(folder: Path, *arguments: str, of: str = "sharing") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tests.soak_sharing", *arguments],
+        [sys.executable, "-m", f"tests.soak_{of}", *arguments],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(folder)},
         capture_output=True,
@@ -403,6 +403,13 @@ def soak(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_short_soak_finds_nothing(tmp_path: Path) -> None:
     done = soak(tmp_path, "--minutes", "0.1", "--processes", "3", "--kills", "3", "--seed", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing was wrong" in done.stdout
+
+
+@pytest.mark.spec("J8", "J30", "C5")
+def test_a_short_soak_of_jobs_that_wait_finds_nothing(tmp_path: Path) -> None:
+    done = soak(tmp_path, "--minutes", "0.1", "--jobs", "14", "--seed", "1", of="jobs")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing was wrong" in done.stdout
 

@@ -87,8 +87,8 @@ def work(path: str) -> None:
         f"file://{path}",
         {"": 6},
         poll_interval=timedelta(seconds=1),
-        ping_interval=timedelta(seconds=0.5),
-        ping_death_interval=timedelta(seconds=2),
+        ping_interval=timedelta(seconds=1),
+        ping_death_interval=timedelta(seconds=4),
     )
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
