@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import pykka
 import transaction
+from ZODB.POSException import ReadConflictError
 
 from perdure.actors.base import acts_for
 from perdure.actors.context import Activity, Context, Directory, Settings
@@ -59,6 +60,7 @@ from perdure.model.ref import JobRef, find_job
 from perdure.model.retrying import is_disconnect
 from perdure.model.status import Status
 from perdure.model.storable import contains_persistent
+from perdure.storage.hearing import hear_of_commits
 from perdure.storage.opening import database_file, is_in_memory, open_database
 
 __all__ = ["ActorSystem", "start"]
@@ -175,6 +177,7 @@ class ActorSystem:
             known.clock = clock
         clock = known.clock
         known.unresolved.clear()
+        hear_of_commits(database)
         install(database, settings.queues if settings.queues is not None else ("",))
         self._identity = identity or _identity(database, clock)
         places = sum((settings.queues or {"": settings.agent_size}).values())
@@ -321,17 +324,21 @@ class ActorSystem:
         longest = self._context.settings.poll_interval.total_seconds()
         with self._context.results.listen(ref, clock) as listener:
             while True:
-                with self.transaction() as connection:
-                    job = find_job(connection, ref)
-                    status = job.status
-                    if status in statuses:
-                        return read(job)
+                try:
+                    with self.transaction() as connection:
+                        job = find_job(connection, ref)
+                        status = job.status.name
+                        if job.status in statuses:
+                            return read(job)
+                # Another client of the server has put it, and we have not heard of that yet.
+                except ReadConflictError:
+                    status = "not to be seen here yet"
                 left = longest if deadline is None else deadline - clock.monotonic()
                 if left <= 0:
-                    raise TimeoutError(f"job {ref} is {status.name} after {timeout}")
+                    raise TimeoutError(f"job {ref} is {status} after {timeout}")
                 if self._stopped.is_set():
                     raise PerdureError(
-                        f"the system was stopped, and job {ref} is {status.name}: it goes on "
+                        f"the system was stopped, and job {ref} is {status}: it goes on "
                         "when a system is started on this database again"
                     )
                 listener.wait(min(left, longest))

@@ -23,6 +23,7 @@ from perdure.model.errors import (
     UnknownSettingError,
 )
 from perdure.model.moved import class_factory
+from perdure.storage.hearing import hear_of_commits
 from perdure.storage.limits import Limits
 from perdure.storage.shared import SharedStorage
 
@@ -126,7 +127,9 @@ def _open_shared(
 def _open_by_uri(shown: str, uri: str) -> Any:
     factory, settings = _resolve(uri)
     try:
-        return ZODB.DB(factory(), class_factory=class_factory, **settings)
+        opened = ZODB.DB(factory(), class_factory=class_factory, **settings)
+        hear_of_commits(opened)
+        return opened
     except zc.lockfile.LockError as error:
         raise DatabaseLockedError(
             f"the database {shown} is open in another process: stop that one, or leave out the "
