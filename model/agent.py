@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from persistent import Persistent
 from transaction.interfaces import TransientError
 from ZODB.POSException import POSError
 from ZODB.utils import p64
@@ -18,6 +17,7 @@ from perdure.model.completed import Completed
 from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
+from perdure.model.guarded import Guarded
 from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.logs import events, fields
 from perdure.model.moments import Duration
@@ -46,7 +46,7 @@ class Claim(NamedTuple):
     number: int
 
 
-class Agent(Tally, Persistent):
+class Agent(Tally, Guarded):
     """Holds up to `size` jobs of one queue for one dispatcher.
 
     `filter(job) -> bool` says which jobs it takes; or `chooser(agent) -> job or None`

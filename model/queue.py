@@ -24,6 +24,7 @@ from perdure.model.errors import (
     UnknownSettingError,
 )
 from perdure.model.following import followers, whole_of
+from perdure.model.guarded import Guarded
 from perdure.model.happenings import announce_parked
 from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
 from perdure.model.internal import InternalJob, is_suspect
@@ -68,7 +69,7 @@ class WaitingJob(NamedTuple):
     unresolved: str = ""
 
 
-class Queue(Persistent):
+class Queue(Guarded):
     """Jobs waiting for agents, in one database.
 
     `quotas` are its `Quotas`, `dispatchers` its `Dispatchers`. Every method works in the

@@ -9,6 +9,7 @@ from persistent import Persistent
 from ZODB.POSException import POSKeyError
 
 from perdure.model.errors import BadStatusError, UnknownSettingError
+from perdure.model.guarded import Guarded
 from perdure.model.resolving import status_of, stored
 from perdure.model.status import Status
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Quota", "Quotas"]
 
 
-class Quota(Persistent):
+class Quota(Guarded):
     """At most `size` jobs hold a place of it at once.
 
     The holders stand in this one record, which every claim that takes a place writes and

@@ -11,13 +11,12 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from persistent import Persistent
-
 from perdure.model import names
 from perdure.model.aliases import current_name
 from perdure.model.environment import clock_of, environment
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
+from perdure.model.guarded import Guarded
 from perdure.model.happenings import announce_failed
 from perdure.model.moments import Duration, checked_duration, checked_moment, microseconds, moment
 from perdure.model.policy import (
@@ -43,7 +42,7 @@ SUSPECT_AFTER = 2
 """How many processes end under a job before it is suspect."""
 
 
-class JobRecord(Persistent):
+class JobRecord(Guarded):
     """The states, the moments and the settings of a job; see `perdure.model.Job`."""
 
     # What is not set is not stored: these are the defaults.
