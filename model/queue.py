@@ -14,6 +14,7 @@ from persistent import Persistent
 
 from perdure.model.agent import checked_size
 from perdure.model.aliases import current_name
+from perdure.model.callbacks import check_callbacks
 from perdure.model.dispatchers import Dispatchers
 from perdure.model.environment import Environment, environment
 from perdure.model.errors import (
@@ -383,6 +384,8 @@ class Queue(Guarded):
             check_resolvable(job, unresolved)
             if isinstance(job, InternalJob):
                 check_whole(job.serves, unresolved)
+                if job.kind == "resume":
+                    check_callbacks(job.serves, unresolved)
         except CallableNotFoundError as error:
             unresolved[error.name] = error.reason
             if self._parked.get(error.name) != error.reason:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["JobRecord"]
 
 _MICROSECOND = timedelta(microseconds=1)
+_STORED_STATUSES = frozenset(status.value for status in Status)
 
 SUSPECT_AFTER = 2
 """How many processes end under a job before it is suspect."""
@@ -88,6 +89,20 @@ class JobRecord(Guarded):
         beside another one by a dispatcher, so that those that are harmless end.
         """
         return self._deaths >= SUSPECT_AFTER
+
+    def __setstate__(self, state: Any) -> None:
+        """Take what is stored; raises `BadStatusError` for a status that is not known here.
+
+        Such a job counts as one whose record cannot be read in this process: it keeps its place,
+        is told of, and is left to a process that can.
+        """
+        name = (state or {}).get("_status_name", Status.NEW.value)
+        if name not in _STORED_STATUSES:
+            raise BadStatusError(
+                f"its status is {name!r}, which this version of Perdure does not know: run it "
+                "with the version that has stored it"
+            )
+        super().__setstate__(state)
 
     # Where it is, and what became of it.
 

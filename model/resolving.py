@@ -50,6 +50,14 @@ _STATE_LOAD_ERROR: Any = getattr(POSException, "StateLoadError", ())
 """What later ZODBs raise from any exception of the code that a record is loaded by."""
 
 
+_MARKS = (
+    ("_active_start", Status.ACTIVE),
+    ("_active_end", Status.CALLBACKS),
+    ("_callbacks_end", Status.COMPLETED),
+)
+"""What a record has once its job has come so far."""
+
+
 def stored(job: Any, name: str, default: Any) -> Any:
     """Return an attribute as it is stored, of a job that cannot be loaded, too.
 
@@ -112,11 +120,18 @@ def queue_and_agent_of(job: Any) -> tuple[Any, Any]:
 
 
 def status_of(job: Any) -> Status:
-    """Return the status of a job, which need not be loadable."""
+    """Return the status of a job, which need not be loadable.
+
+    Of one whose status this version does not know, the one that the rest of its record tells.
+    """
     if is_loadable(job):
         status: Status = job.status
         return status
-    status = Status(stored(job, "_status_name", Status.NEW.value))
+    try:
+        status = Status(stored(job, "_status_name", Status.NEW.value))
+    except ValueError:
+        reached = [status for name, status in _MARKS if stored(job, name, None) is not None]
+        status = reached[-1] if reached else Status.NEW
     if status is Status.NEW and stored(job, "_agent", None) is not None:
         return Status.ASSIGNED
     if status is Status.NEW and stored(job, "_queue", None) is not None:
