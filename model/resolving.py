@@ -35,6 +35,7 @@ __all__ = [
     "check_resolvable",
     "check_whole",
     "deadline_of",
+    "is_record_name",
     "is_loadable",
     "is_whole",
     "position_of",
@@ -49,6 +50,8 @@ __all__ = [
 _STATE_LOAD_ERROR: Any = getattr(POSException, "StateLoadError", ())
 """What later ZODBs raise from any exception of the code that a record is loaded by."""
 
+
+_RECORD = "record of job "
 
 _MARKS = (
     ("_active_start", Status.ACTIVE),
@@ -207,7 +210,12 @@ def _loading_error(job: Any) -> BaseException | None:
 
 def _record_name(job: Any) -> str:
     """Return the name under which a job is parked for its own record's sake."""
-    return f"record of job {u64(job._p_oid):x}"
+    return f"{_RECORD}{u64(job._p_oid):x}"
+
+
+def is_record_name(name: str) -> bool:
+    """Tell whether jobs are parked under `name` since a record itself cannot be read here."""
+    return name.startswith(_RECORD)
 
 
 def _is_broken(kind: type) -> bool:

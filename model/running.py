@@ -53,6 +53,7 @@ from perdure.model.policy import (
     Retry,
 )
 from perdure.model.ref import JobRef
+from perdure.model.resolving import check_whole
 from perdure.model.retrying import (
     is_away,
     is_told,
@@ -836,6 +837,8 @@ class Runner:
             self._store(proxy, "choosing for", choose)
             return
         chosen = proxy.job
+        if chosen is not None:
+            check_whole(chosen)
         if chosen is None:
             assert proxy.told_by is not None
             self._finish(proxy, proxy.told_by.result)
