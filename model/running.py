@@ -15,11 +15,13 @@ import datetime
 import inspect
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, cast
 
+import ZODB.serialize
 from transaction.interfaces import NoTransaction
 from ZODB.POSException import ConflictError, ConnectionStateError
 from ZODB.utils import z64
@@ -43,6 +45,7 @@ from perdure.model.job import Job
 from perdure.model.lane import Attempt, Lane
 from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
 from perdure.model.memory import Memory
+from perdure.model.names import NOT_OF_THE_CODE
 from perdure.model.policy import (
     CommitErrored,
     Decision,
@@ -482,7 +485,8 @@ class Runner:
         except BaseException as error:
             if not returned:
                 without_frames_of(error, __name__)
-            failure = Failure(error) if isinstance(error, Exception) else None
+            ordinary = isinstance(error, Exception) or (returned and _is_of_the_writing(error))
+            failure = Failure(error) if ordinary else None
             self._abort()
             self._fence.letting_go = False
             self._suspension = None
@@ -882,6 +886,15 @@ def _only_exceptions() -> Iterator[None]:
         raise
     except BaseException as error:
         raise _PolicyError(f"it raised {type(error).__name__}") from error
+
+
+def _is_of_the_writing(error: BaseException) -> bool:
+    """Tell whether what an object is written by has raised it: that is the job's own code, too."""
+    frames = traceback.walk_tb(error.__traceback__)
+    writing = any(
+        frame.f_globals.get("__name__") == ZODB.serialize.__name__ for frame, _ in frames
+    )
+    return writing and not isinstance(error, NOT_OF_THE_CODE)
 
 
 def _next_callback(job: Job) -> Job | None:
