@@ -17,6 +17,7 @@ from perdure.model.completed import Completed
 from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
+from perdure.model.given import checked_name
 from perdure.model.guarded import Guarded
 from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.logs import events, fields
@@ -73,7 +74,7 @@ class Agent(Tally, Guarded):
         filter: Filter | None = None,
         chooser: Callable[[Agent], Job | None] | None = None,
     ) -> None:
-        self.name = name
+        self.name = checked_name("an agent", name)
         self.record = record
         self._size = checked_size(name, size)
         self._held: dict[bytes, tuple[Job, int]] = {}

@@ -10,6 +10,7 @@ import transaction
 from perdure.model.agent import Agent
 from perdure.model.errors import PerdureError
 from perdure.model.following import Follow, whole_of
+from perdure.model.given import checked_database
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.queue import Queue
@@ -28,7 +29,7 @@ def check(database: Any) -> list[str]:
     at any time, also while jobs run. Raises `NotInstalledError` where there are no queues.
     """
     manager = transaction.TransactionManager()
-    connection = database.open(transaction_manager=manager)
+    connection = checked_database(database).open(transaction_manager=manager)
     try:
         manager.begin()
         found: list[str] = []

@@ -13,6 +13,7 @@ from persistent import Persistent
 from perdure.model.agent import Agent
 from perdure.model.environment import clock_of, proofs_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
+from perdure.model.given import checked_name, checked_uuid
 from perdure.model.happenings import Happening, announce, log_after_commit
 from perdure.model.incarnation import Incarnation
 from perdure.model.logs import fields
@@ -65,7 +66,7 @@ class DispatcherRecord(Persistent):
 
         Raises `UnknownSettingError` where the name is taken.
         """
-        if name in self._agents:
+        if checked_name("an agent", name) in self._agents:
             raise UnknownSettingError(f"{self!r} has an agent {name!r} already: change that one")
         agent = Agent(name, self, size=size, filter=filter, chooser=chooser)
         self._agents[name] = agent
@@ -91,16 +92,16 @@ class DispatcherRecord(Persistent):
         self._p_changed = True
 
     def __getitem__(self, name: str) -> Agent:
-        if name not in self._agents:
+        if name not in self:
             raise KeyError(f"{self!r} has no agent {name!r}, only {sorted(self._agents)}")
         return self._agents[name]
 
     def get(self, name: str) -> Agent | None:
         """Return the agent of that name, or None."""
-        return self._agents.get(name)
+        return self._agents[name] if name in self else None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._agents
+        return isinstance(name, str) and name in self._agents
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._agents))
@@ -215,7 +216,7 @@ class Dispatchers(Persistent):
 
     def register(self, uuid: uuids.UUID) -> DispatcherRecord:
         """Make a record for a process; raises `UnknownSettingError` where it has one."""
-        if uuid in self._records:
+        if checked_uuid(uuid) in self._records:
             raise UnknownSettingError(f"{uuid} is registered with {self._queue!r} already")
         record = self._records[uuid] = DispatcherRecord(uuid, self._queue)
         self._p_changed = True
@@ -244,16 +245,16 @@ class Dispatchers(Persistent):
         announce(self._queue, Happening.UNREGISTERED, uuid, text)
 
     def __getitem__(self, uuid: uuids.UUID) -> DispatcherRecord:
-        if uuid not in self._records:
-            raise KeyError(f"no dispatcher {uuid} is registered with {self._queue!r}")
+        if uuid not in self:
+            raise KeyError(f"no dispatcher {uuid!s} is registered with {self._queue!r}")
         return self._records[uuid]
 
     def get(self, uuid: uuids.UUID) -> DispatcherRecord | None:
         """Return the record of that process, or None."""
-        return self._records.get(uuid)
+        return self._records[uuid] if uuid in self else None
 
     def __contains__(self, uuid: object) -> bool:
-        return uuid in self._records
+        return isinstance(uuid, uuids.UUID) and uuid in self._records
 
     def __iter__(self) -> Iterator[uuids.UUID]:
         return iter(sorted(self._records))
@@ -274,7 +275,7 @@ class Dispatchers(Persistent):
 
     def next_active_sibling(self, uuid: uuids.UUID) -> DispatcherRecord | None:
         """Return the active record that follows `uuid`, wrapping around, or None."""
-        others = [other for other in self.active() if other != uuid]
+        others = [other for other in self.active() if other != checked_uuid(uuid)]
         if not others:
             return None
         following = [other for other in others if other > uuid]

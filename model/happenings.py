@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from perdure.model.given import checked_callable, checked_database
 from perdure.model.logs import events, fields
 from perdure.model.ref import JobRef
 from perdure.model.resolving import is_record_name
@@ -124,9 +125,9 @@ def subscribe(
     for kind in wanted:
         if not isinstance(kind, type) or not issubclass(kind, Event):
             raise TypeError(f"{kind!r} is no kind of event: give Event or a class derived from it")
-    subscription = wanted, handler
+    subscription = wanted, checked_callable("handler", handler)
     with _lock:
-        _handlers.setdefault(database, []).append(subscription)
+        _handlers.setdefault(checked_database(database), []).append(subscription)
 
     def unsubscribe() -> None:
         with _lock:

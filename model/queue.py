@@ -25,6 +25,7 @@ from perdure.model.errors import (
     UnknownSettingError,
 )
 from perdure.model.following import followers, whole_of
+from perdure.model.given import checked_index, checked_name, checked_stored
 from perdure.model.guarded import Guarded
 from perdure.model.happenings import announce_parked
 from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
@@ -88,7 +89,9 @@ class Queue(Guarded):
     """What ended with agents that are gone, by day."""
 
     def __init__(self, name: str = "", *, stripes: int = STRIPES) -> None:
-        self.name = name
+        if not isinstance(stripes, int) or stripes < 1:
+            raise UnknownSettingError(f"stripes is a whole number of 1 or more, not {stripes!r}")
+        self.name = checked_name("a queue", name)
         self.stripe_count = stripes
         self.stripes = tuple(Stripe() for _ in range(stripes))
         self.inboxes = InboxTable()
@@ -178,7 +181,7 @@ class Queue(Guarded):
     def put_back(self, job: Job) -> Job:
         """Put a NEW job that was stored first in line; it is due at once."""
         self._stored_in()
-        self._check_database(job)
+        self._check_database(checked_stored(job))
         if job._p_oid is None:
             raise BadStatusError(f"{job!r} was never stored: put it instead")
         if job.parent is not None:
@@ -261,6 +264,8 @@ class Queue(Guarded):
         everything = list(range(len(self.stripes)))
         if prefer is None:
             return [everything]
+        if not isinstance(prefer, Sequence):
+            raise TypeError(f"prefer is a list of stripes, such as [0, 1], not {prefer!r}")
         first = [index for index in everything if index in prefer]
         return [turn for turn in (first, [i for i in everything if i not in prefer]) if turn]
 
@@ -592,6 +597,7 @@ class Queue(Guarded):
 
     def __getitem__(self, index: int) -> Job:
         """Return the job at `index` in claim order; walks the queue up to it."""
+        index = checked_index(index)
         place = index + len(self) if index < 0 else index
         if place >= 0:
             for job in itertools.islice(self, place, None):
@@ -614,7 +620,7 @@ class Queue(Guarded):
         where it cannot be loaded here, and `BadStatusError` for an internal job, without
         which the job that it deals with would never end.
         """
-        check_whole(job)
+        check_whole(checked_stored(job))
         if job not in self:
             raise LookupError(f"{job!r} is {job.status.name} and does not wait in {self!r}")
         if isinstance(job, InternalJob):

@@ -13,6 +13,7 @@ from persistent import Persistent
 from perdure.model.aliases import Aliases
 from perdure.model.environment import environment
 from perdure.model.errors import NotInstalledError, QueueNotFoundError, UnknownSettingError
+from perdure.model.given import checked_database, checked_name
 from perdure.model.happenings import announce_queue
 from perdure.model.queue import Queue
 
@@ -37,9 +38,7 @@ class Queues(Persistent):
 
         Processes that work for all queues join it at their next poll.
         """
-        if not isinstance(name, str):
-            raise TypeError(f"the name of a queue is a text, not {name!r}")
-        if name in self._queues:
+        if checked_name("a queue", name) in self._queues:
             raise UnknownSettingError(f"there is a queue {name!r} already")
         queue = self._queues[name] = Queue(name)
         self._p_changed = True
@@ -66,6 +65,8 @@ class Queues(Persistent):
         self._p_changed = True
 
     def __getitem__(self, name: str) -> Queue:
+        if not isinstance(name, str):
+            raise QueueNotFoundError(f"a queue is known by its name, a text, not by {name!r}")
         if name not in self._queues:
             near = difflib.get_close_matches(name, self._queues, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(self._queues)}"
@@ -74,10 +75,10 @@ class Queues(Persistent):
 
     def get(self, name: str) -> Queue | None:
         """Return the queue of that name, or None."""
-        return self._queues.get(name)
+        return self._queues[name] if name in self else None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._queues
+        return isinstance(name, str) and name in self._queues
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._queues))
@@ -101,12 +102,14 @@ def install(db_or_connection: Any, queues: Iterable[str] = ("",)) -> None:
     """
     if isinstance(queues, str):
         raise TypeError(f"queues must be names, not the text {queues!r}")
-    names = tuple(queues)
+    if not isinstance(queues, Iterable):
+        raise TypeError(f"queues must be names, such as ['', 'mail'], not {queues!r}")
+    names = tuple(checked_name("a queue", name) for name in queues)
     if hasattr(db_or_connection, "root") and hasattr(db_or_connection, "transaction_manager"):
         _install(db_or_connection, names)
         return
     manager = transaction.TransactionManager()
-    connection = db_or_connection.open(transaction_manager=manager)
+    connection = checked_database(db_or_connection).open(transaction_manager=manager)
     try:
         for attempt in manager.attempts(10):
             with attempt:

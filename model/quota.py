@@ -9,6 +9,7 @@ from persistent import Persistent
 from ZODB.POSException import POSKeyError
 
 from perdure.model.errors import BadStatusError, UnknownSettingError
+from perdure.model.given import checked_name
 from perdure.model.guarded import Guarded
 from perdure.model.resolving import status_of, stored
 from perdure.model.status import Status
@@ -30,7 +31,7 @@ class Quota(Guarded):
     _excess = 0
 
     def __init__(self, name: str, size: int = 1) -> None:
-        self.name = name
+        self.name = checked_name("a quota", name)
         self._size = _checked_size(name, size)
         self._holders: tuple[bytes, ...] = ()
 
@@ -129,9 +130,7 @@ class Quotas(Persistent):
 
         Jobs under way that name it, since there was one of that name before, hold places.
         """
-        if not isinstance(name, str):
-            raise TypeError(f"the name of a quota is a text, not {name!r}")
-        if name in self._quotas:
+        if checked_name("a quota", name) in self._quotas:
             raise UnknownSettingError(
                 f"there is a quota {name!r} of size {self._quotas[name].size} already: set its "
                 "size instead"
@@ -149,15 +148,15 @@ class Quotas(Persistent):
 
     def get(self, name: str) -> Quota | None:
         """Return the quota of that name, or None."""
-        return self._quotas.get(name)
+        return self._quotas[name] if name in self else None
 
     def __getitem__(self, name: str) -> Quota:
-        if name not in self._quotas:
+        if name not in self:
             raise KeyError(f"there is no quota {name!r}; there are {sorted(self._quotas)}")
         return self._quotas[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._quotas
+        return isinstance(name, str) and name in self._quotas
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._quotas))

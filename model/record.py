@@ -7,6 +7,7 @@ table in `status`.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +17,7 @@ from perdure.model.aliases import current_name
 from perdure.model.environment import clock_of, environment
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
+from perdure.model.given import checked_name
 from perdure.model.guarded import Guarded
 from perdure.model.happenings import announce_failed
 from perdure.model.moments import Duration, checked_duration, checked_moment, microseconds, moment
@@ -255,10 +257,9 @@ class JobRecord(Guarded):
     def quota_names(self, value: tuple[str, ...]) -> None:
         if isinstance(value, (str, bytes)):
             raise TypeError(f"quota_names must be a tuple of names, not the text {value!r}")
-        checked = tuple(value)
-        for name in checked:
-            if not isinstance(name, str):
-                raise TypeError(f"the name of a quota is a text, not {name!r}")
+        if not isinstance(value, Iterable):
+            raise TypeError(f"quota_names must be a tuple of names, not {value!r}")
+        checked = tuple(checked_name("a quota", name) for name in value)
         if self._queue is not None and self.status is Status.PENDING:
             unknown = [name for name in checked if name not in self._queue.quotas]
             if unknown:

@@ -45,6 +45,7 @@ from perdure.model.job import Job
 from perdure.model.lane import Attempt, Lane
 from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
 from perdure.model.memory import Memory
+from perdure.model.moments import LONGEST, after
 from perdure.model.names import NOT_OF_THE_CODE
 from perdure.model.policy import (
     CommitErrored,
@@ -714,7 +715,9 @@ class Runner:
             trace.warning(
                 "%r is given up by its policy after %s", job, _trouble(message), extra=fields(job)
             )
-        if isinstance(decision, (Retry, Reschedule, GiveUp)):
+        if isinstance(decision, Retry):
+            return Retry(min(decision.after, LONGEST))
+        if isinstance(decision, (Reschedule, GiveUp)):
             return decision
         events.error(
             "the retry policy of %r answered %r instead of a decision: it is given up",
@@ -737,7 +740,7 @@ class Runner:
                 return
             memory.restore(job)
             now = self._clock.now()
-            due = now + when if isinstance(when, timedelta) else when
+            due = after(now, when) if isinstance(when, timedelta) else when
             if due.utcoffset() is None:
                 due = due.replace(tzinfo=datetime.UTC)
             if due <= now:

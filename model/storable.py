@@ -102,8 +102,8 @@ def check_value(value: object, what: str) -> None:
     # A pickle may raise anything, and call sys.exit.
     except BaseException as error:
         raise NotStorableError(
-            f"{what} cannot be stored: {_short_repr(value)}: {_reason(error)}; give plain data, or "
-            "a persistent object"
+            f"{what} cannot be stored: {_short_repr(value)}: {_reason(error)}; give plain data, "
+            "or a persistent object"
         ) from error
 
 
