@@ -39,7 +39,7 @@ from perdure.actors.messages import (
     Wake,
 )
 from perdure.actors.outage import PROBE_INTERVAL, Outage
-from perdure.model.agent import Agent
+from perdure.model.agent import Agent, checked_size
 from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.errors import PerdureError, UnknownSettingError
 from perdure.model.failure import Failure
@@ -227,7 +227,8 @@ class DispatcherActor(DatabaseActor):
             agent = self._record(message.queue)[message.agent]
             agent.size = message.size
 
-        if message.queue not in self._queues:
+        checked_size(str(message.agent), message.size)
+        if not isinstance(message.queue, str) or message.queue not in self._queues:
             raise UnknownSettingError(
                 f"this system works for the queues {sorted(self._queues)}, not {message.queue!r}"
             )

@@ -17,7 +17,7 @@ from perdure.model.completed import Completed
 from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
-from perdure.model.given import checked_name
+from perdure.model.given import checked_name, checked_stored
 from perdure.model.guarded import Guarded
 from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.logs import events, fields
@@ -160,7 +160,7 @@ class Agent(Tally, Guarded):
         return iter([job for job, _ in self._held.values()])
 
     def __contains__(self, job: Job) -> bool:
-        return job._p_oid in self._held or job._p_oid in self._left
+        return checked_stored(job)._p_oid in self._held or job._p_oid in self._left
 
     @property
     def left(self) -> list[Job]:
@@ -252,7 +252,8 @@ class Agent(Tally, Guarded):
 
     def settle_done(self, job: Job) -> None:
         """Let a COMPLETED job be among the done ones, if it is not yet."""
-        entry = self._held.get(job._p_oid) or self._left.get(job._p_oid)
+        oid = checked_stored(job)._p_oid
+        entry = self._held.get(oid) or self._left.get(oid)
         if entry is not None:
             self._settle(job._p_oid, *entry)
 
@@ -317,7 +318,7 @@ class Agent(Tally, Guarded):
         Callbacks that were added in the instant in which it was completed are put into
         the queue.
         """
-        job._require("keeping it as done", Status.COMPLETED)
+        checked_stored(job)._require("keeping it as done", Status.COMPLETED)
         self._drop(job._p_oid)
         self.queue._release_quotas(job)
         self._fold_side_records(job)
@@ -381,7 +382,8 @@ class Agent(Tally, Guarded):
         it holds, is `left` to the next dispatcher that can; one that cannot be interrupted
         is logged, and `left` as well.
         """
-        entry = self._held.get(job._p_oid) or self._left.get(job._p_oid)
+        oid = checked_stored(job)._p_oid
+        entry = self._held.get(oid) or self._left.get(oid)
         if entry is None:
             return
         try:

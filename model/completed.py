@@ -69,7 +69,7 @@ class Completed(Persistent):
         return bool(self._over(now))
 
     def _over(self, now: datetime.datetime) -> list[Shelf]:
-        today = microseconds(now) // DAY_MICROSECONDS
+        today = microseconds(checked_moment("now", now)) // DAY_MICROSECONDS
         return [shelf for shelf in self._shelves if shelf[0] <= today]
 
     def counts(self) -> dict[Shelf, int]:
@@ -100,8 +100,8 @@ class Completed(Persistent):
     ) -> Iterator[Job]:
         """Return the jobs that were done from `since` to before `until`, newest first.
 
-        Both are aware moments; None means no limit; a naive one raises `ValueError`. `failed` says whether those that
-        failed are meant, or the others; None: both. Loads no job.
+        Both are aware moments; None means no limit; a naive one raises `ValueError`. `failed`
+        says whether those that failed are meant, or the others; None: both. Loads no job.
         """
         for _, job in self.entries(since, until, failed):
             yield job

@@ -17,6 +17,7 @@ from perdure.model.given import checked_name, checked_uuid
 from perdure.model.happenings import Happening, announce, log_after_commit
 from perdure.model.incarnation import Incarnation
 from perdure.model.logs import fields
+from perdure.model.moments import checked_moment
 
 if TYPE_CHECKING:
     from perdure.model.job import Job
@@ -293,6 +294,7 @@ class Dispatchers(Persistent):
 
     def forget_old(self, now: datetime.datetime) -> list[uuids.UUID]:
         """Unregister the records that are inactive, hold nothing and are a week old."""
+        now = checked_moment("now", now)
         old = [
             record.uuid
             for record in self.records()

@@ -151,6 +151,8 @@ class Failure:
     def __init__(self, exception: BaseException, limits: FailureLimits = _DEFAULT_LIMITS) -> None:
         if not isinstance(exception, BaseException):
             raise TypeError(f"a Failure is made from an exception, not from {exception!r}")
+        if not isinstance(limits, FailureLimits):
+            raise TypeError(f"limits are FailureLimits, not {limits!r}")
         _Maker(limits).fill(self, exception)
 
     @classmethod

@@ -194,14 +194,14 @@ def log_after_commit(persistent: Any, text: str, level: int = logging.INFO, **ex
     """
     jar = persistent._p_jar
     if jar is None:
-        events.log(level, "%s", text, extra=extra)
+        events.log(level, text, extra=extra)
     else:
         jar.transaction_manager.get().addAfterCommitHook(_log, (text, level, extra))
 
 
 def _log(committed: bool, text: str, level: int, extra: dict[str, str]) -> None:
     if committed:
-        events.log(level, "%s", text, extra=extra)
+        events.log(level, text, extra=extra)
 
 
 def _tell_after_commit(persistent: Any, event: Callable[[], Event]) -> None:

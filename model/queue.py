@@ -551,6 +551,8 @@ class Queue(Guarded):
         newest of each producer first, and are loaded one by one. With `parked` False, those
         that are known to be parked are left out.
         """
+        if unsorted_limit is not None and not isinstance(unsorted_limit, int):
+            raise TypeError(f"unsorted_limit is a whole number, not {unsorted_limit!r}")
         lines: list[Iterator[WaitingJob]] = []
         for stripe in self.stripes:
             for key, line in stripe.lines():

@@ -9,7 +9,7 @@ from persistent import Persistent
 from ZODB.POSException import POSKeyError
 
 from perdure.model.errors import BadStatusError, UnknownSettingError
-from perdure.model.given import checked_name
+from perdure.model.given import checked_name, checked_stored
 from perdure.model.guarded import Guarded
 from perdure.model.resolving import status_of, stored
 from perdure.model.status import Status
@@ -52,7 +52,7 @@ class Quota(Guarded):
         return len(self._holders)
 
     def __contains__(self, job: Job) -> bool:
-        return job._p_oid in self._holders
+        return checked_stored(job)._p_oid in self._holders
 
     @property
     def limit(self) -> int:
@@ -67,7 +67,7 @@ class Quota(Guarded):
 
     def keeps(self, job: Job) -> bool:
         """Tell whether the place that `job` has is still its own, and nobody else's to take."""
-        return job._p_oid in self._holders and job._keeps_places
+        return job in self and job._keeps_places
 
     def take(self, job: Job) -> None:
         """Give `job` a place; to be called only where it `keeps` one, or `has_room`.
@@ -78,6 +78,8 @@ class Quota(Guarded):
         if self.keeps(job):
             return
         oid = job._p_oid
+        if oid is None:
+            raise BadStatusError(f"{job!r} was not stored yet: put it first")
         self.release(job)
         needed = self._needed() if len(self._holders) >= self._size else self._holders
         if len(needed) >= self._size:
@@ -86,7 +88,7 @@ class Quota(Guarded):
 
     def release(self, job: Job) -> None:
         """Free the place of `job`, where it holds one."""
-        if job._p_oid in self._holders:
+        if job in self:
             self._set(tuple(oid for oid in self._holders if oid != job._p_oid))
 
     def _adopt(self, holders: Iterable[Job]) -> None:
