@@ -341,7 +341,7 @@ def with_values(message: Any, *values: Any) -> bytes:
     class Pickler(pickle.Pickler):
         def reducer_override(self, each: Any) -> Any:
             if each is message:
-                return copyreg.__newobj__, (type(each),), values  # type: ignore[attr-defined]
+                return copyreg.__newobj__, (type(each),), values
             return NotImplemented
 
     written = io.BytesIO()
