@@ -232,7 +232,7 @@ class DispatcherActor(DatabaseActor):
             raise UnknownSettingError(
                 f"this system works for the queues {sorted(self._queues)}, not {message.queue!r}"
             )
-        self._commit(resize, raises=True)
+        self._operate(resize)
         self._poll()
 
     @handles(RetryJob)
@@ -253,7 +253,11 @@ class DispatcherActor(DatabaseActor):
 
     def _operate(self, change: Callable[[], None]) -> None:
         """Commit what an operator wants; what speaks against it is for the asker alone."""
-        self._commit(change, raises=True, logged=lambda error: isinstance(error, PerdureError))
+
+        def is_the_askers(error: Exception) -> bool:
+            return isinstance(error, (PerdureError, KeyError))
+
+        self._commit(change, raises=True, logged=is_the_askers)
 
     @handles(PollNow)
     def _poll_now(self, message: PollNow) -> None:

@@ -120,7 +120,7 @@ def install(db_or_connection: Any, queues: Iterable[str] = ("",)) -> None:
 
 
 def _install(connection: Any, names: tuple[str, ...]) -> None:
-    root = connection.root()
+    root = _root(connection)
     if ROOT_KEY not in root:
         root[ROOT_KEY] = Queues()
         connection.add(root[ROOT_KEY])
@@ -141,19 +141,35 @@ def find_queues(connection_or_persistent: Any) -> Queues:
             f"{connection_or_persistent!r} is neither a connection nor an object that is stored "
             "in a database"
         )
-    found = connection.root().get(ROOT_KEY)
+    found = _root(connection).get(ROOT_KEY)
     if found is None:
         raise NotInstalledError(
             "this database has no queues yet: call perdure.model.install(database) first"
         )
     if not isinstance(found, Queues):
         raise NotInstalledError(
-            f"the root of this database has {found!r} under {ROOT_KEY!r}, where the queues go"
+            f"the root of this database has {found!r} under {ROOT_KEY!r}, where the queues go: "
+            "use another database, or the program that has stored this"
+        )
+    if not isinstance(getattr(found, "_queues", None), dict):
+        raise NotInstalledError(
+            f"the queues under {ROOT_KEY!r} in the root of this database are in a form that this "
+            "version of Perdure does not know: use the version that has stored them"
         )
     if found.aliases is not None:
         # For whoever has no transaction: `class_factory` is called while one loads.
         environment(connection.db()).aliases = found.aliases.names
     return found
+
+
+def _root(connection: Any) -> Any:
+    root = connection.root()
+    if not hasattr(root, "get") or not hasattr(root, "__setitem__"):
+        raise NotInstalledError(
+            f"the root of this database is {root!r}, and no mapping, which could have queues: use "
+            "another database"
+        )
+    return root
 
 
 def get_queue(connection_or_persistent: Any, name: str = "") -> Queue:
