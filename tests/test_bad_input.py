@@ -561,6 +561,7 @@ bad(
 )  # fmt: skip
 
 
+@pytest.mark.spec("J31")
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_bad_input_is_refused_by_its_value_and_changes_nothing(scene: Scene, row: Bad) -> None:
     before = scene.database.lastTransaction()
@@ -577,6 +578,25 @@ def test_bad_input_is_refused_by_its_value_and_changes_nothing(scene: Scene, row
     assert scene.desk.work() == 1
     transaction.begin()
     assert scene.job.result == 3
+
+
+SPOIL = {
+    "an agent": lambda s: s.record.add_agent(5),
+    "a process": lambda s: s.dispatchers.register("me"),
+}
+
+
+@pytest.mark.spec("D7")
+@pytest.mark.parametrize("what", SPOIL)
+def test_what_would_spoil_a_queue_for_all_is_refused(scene: Scene, what: str) -> None:
+    with pytest.raises(TypeError):
+        SPOIL[what](scene)
+    transaction.commit()
+
+    # They are sorted by their names wherever they are looked at.
+    assert [each.name for each in scene.record.agents()] == ["main"]
+    assert len(scene.dispatchers.records()) == 1
+    assert scene.desk.work() == 1
 
 
 RECORDS = "a frozen report or event, made by Perdure to be read"

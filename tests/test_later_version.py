@@ -6,12 +6,14 @@ import copyreg
 import io
 import logging
 import pickle
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import transaction
+from ZODB.FileStorage import FileStorage
 
 from perdure.actors import Resize, StatusAsked, wire
 from perdure.actors.messages import Claimed
@@ -36,6 +38,7 @@ from perdure.model.errors import UnknownMessageError
 from perdure.model.internal import InternalJob
 from support.desk import Desk
 from support.jobs import add
+from support.shop import Shell, Shop
 from support.systems import LIMIT, Systems, settled
 
 LATER = "snoozed"
@@ -154,6 +157,7 @@ PLACES: dict[str, tuple[Callable[[Desk], Job], Status, str]] = {
 every_place = pytest.mark.parametrize("place", PLACES)
 
 
+@pytest.mark.spec("D16")
 @every_place
 def test_a_job_of_a_later_version_is_told_of_wherever_it_is(desk: Desk, place: str) -> None:
     make, status, where = PLACES[place]
@@ -176,6 +180,7 @@ def test_a_job_of_a_later_version_is_told_of_wherever_it_is(desk: Desk, place: s
     rewrite(desk, oid, _status_name=before)
 
 
+@pytest.mark.spec("D16")
 @every_place
 def test_a_job_of_a_later_version_is_left_alone_and_the_others_go_on(
     desk: Desk, place: str, caplog: pytest.LogCaptureFixture
@@ -211,6 +216,7 @@ def test_a_job_of_a_later_version_is_left_alone_and_the_others_go_on(
     assert job.status is Status.COMPLETED and not job.failed
 
 
+@pytest.mark.spec("D16")
 def test_callbacks_that_are_known_run_before_one_that_is_not_holds_up_their_job(
     desk: Desk,
 ) -> None:
@@ -252,6 +258,7 @@ def test_one_of_two_callbacks_that_is_not_known_holds_up_its_job_alone(desk: Des
     assert proxy.result == 4 and parent.status is Status.COMPLETED
 
 
+@pytest.mark.spec("D16")
 def test_an_internal_job_of_a_kind_that_is_not_known_loses_nothing(desk: Desk) -> None:
     job = interrupted(desk)
     (internal,) = [each for each in desk.queue if isinstance(each, InternalJob)]
@@ -268,6 +275,35 @@ def test_an_internal_job_of_a_kind_that_is_not_known_loses_nothing(desk: Desk) -
     work(desk)
     assert job.status is Status.COMPLETED and job.result == 11
     assert check(desk.database) == []
+
+
+# At the command line
+
+
+def test_the_command_line_shows_a_job_of_a_later_version(shell: Shell, shop: Shop) -> None:
+    sys.path.insert(0, str(shell.folder))
+    try:
+        desk = Desk(FileStorage(str(shell.database)), SystemClock())
+        rewrite(desk, int(shop.waiting, 16).to_bytes(8, "big"), _status_name=LATER)
+        desk.close()
+    finally:
+        sys.path.remove(str(shell.folder))
+    shell.forget_modules()
+    before = shell.database.read_bytes()
+
+    rows = shell.ok("jobs")
+    (row,) = [each for each in shell.json("jobs")["jobs"] if each["ref"] == shop.waiting]
+    details = shell.json("show", shop.waiting)
+    shell.ok("status")
+    assert shell.run("check") == 1
+    found = shell.out + shell.err
+    refusals = [shell.refused(command, shop.waiting) for command in ("retry", "cancel")]
+
+    assert f"{shop.waiting}   parked" in rows and LATER in row["parked"]
+    assert LATER in details["parked"]
+    assert f"the record of job {shop.waiting}" in found and LATER in found
+    assert all(LATER in refusal for refusal in refusals)
+    assert shell.database.read_bytes() == before
 
 
 # In a running system
@@ -302,6 +338,7 @@ def test_a_running_system_loses_no_actor_to_a_job_of_a_later_version(
 # Attributes that are not known
 
 
+@pytest.mark.spec("D16")
 @pytest.mark.parametrize("of", ["queue", "record", "agent", "quota", "job"])
 def test_attributes_of_a_later_version_are_kept_by_whoever_writes_the_record(
     desk: Desk, of: str
