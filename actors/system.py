@@ -81,7 +81,7 @@ FOR_A_SYSTEM = (*wire.MESSAGES, Subscribe, Unsubscribe)
 
 BETWEEN_ACTORS = tuple(
     kind
-    for kind in vars(messages).values()
+    for kind in dict.fromkeys(map(vars(messages).get, messages.__all__))
     if dataclasses.is_dataclass(kind)
     and isinstance(kind, type)
     and kind.__module__ == messages.__name__
