@@ -69,10 +69,10 @@ class CallbackProxy(Job):
         self.success = success
         self.failure = failure
         for job in self._alternatives():
-            if failure_log_level is not None:
-                job.failure_log_level = failure_log_level
-            if retry_policy_factory is not None:
-                job.retry_policy_factory = retry_policy_factory
+            # Both are given the same, so that the first one that refuses has changed nothing.
+            job._set_all(
+                failure_log_level=failure_log_level, retry_policy_factory=retry_policy_factory
+            )
         for job in self._alternatives():
             job._parent = self
 

@@ -232,13 +232,11 @@ class Job(JobRecord):
         """
         job = as_job(callback)
         self._check_callback(job)
-        for name, value in (
-            ("begin_by", begin_by),
-            ("failure_log_level", failure_log_level),
-            ("retry_policy_factory", retry_policy_factory),
-        ):
-            if value is not None:
-                setattr(job, name, value)
+        job._set_all(
+            begin_by=begin_by,
+            failure_log_level=failure_log_level,
+            retry_policy_factory=retry_policy_factory,
+        )
         self._add(job)
         return job
 

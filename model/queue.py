@@ -143,20 +143,12 @@ class Queue(Guarded):
         job.check_storable(environment(jar.db()).argument_limit_bytes)
         if begin_after is not None:
             begin_after = checked_moment("begin_after", begin_after)
-        settings = {
-            "begin_by": begin_by,
-            "failure_log_level": failure_log_level,
-            "retry_policy_factory": retry_policy_factory,
-            "transactional": transactional,
-        }
-        given = {name: value for name, value in settings.items() if value is not None}
-        before = job.__getstate__()
-        try:
-            for name, value in given.items():
-                setattr(job, name, value)
-        except (TypeError, ValueError):
-            job.__setstate__(before)
-            raise
+        job._set_all(
+            begin_by=begin_by,
+            failure_log_level=failure_log_level,
+            retry_policy_factory=retry_policy_factory,
+            transactional=transactional,
+        )
         self._enter(job, "put", due=begin_after or job.begin_after)
         return job
 

@@ -366,6 +366,17 @@ class JobRecord(Guarded):
         """Whether the result is a `Failure`."""
         return isinstance(self._result, Failure)
 
+    def _set_all(self, **settings: Any) -> None:
+        """Set what is not None; where one is refused, none of them is set."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        before = self.__getstate__()
+        try:
+            for name, value in given.items():
+                setattr(self, name, value)
+        except (TypeError, ValueError):
+            self.__setstate__(before)
+            raise
+
     # Moving: one method for each arrow, called by queue, agent and runner.
 
     def _enter(

@@ -32,6 +32,7 @@ from perdure.model import (
     Reschedule,
     Retry,
     RetryPolicy,
+    Status,
     UnknownSettingError,
     aliases,
     check,
@@ -58,7 +59,7 @@ from perdure.model import (
     unresolved,
     wait_for_system_recovery,
 )
-from support.desk import Desk
+from support.desk import Desk, deed
 from support.jobs import add, fail
 from support.public import inputs_of
 
@@ -578,6 +579,55 @@ def test_bad_input_is_refused_by_its_value_and_changes_nothing(scene: Scene, row
     assert scene.desk.work() == 1
     transaction.begin()
     assert scene.job.result == 3
+
+
+REFUSED_WITH_A_JOB = {
+    "put": lambda s, job: s.queue.put(job, begin_by=SECOND, retry_policy_factory="mine"),
+    "add_callback": lambda s, job: s.job.add_callback(
+        job, begin_by=SECOND, retry_policy_factory="mine"
+    ),
+    "add_callbacks": lambda s, job: s.job.add_callbacks(
+        job, failure_log_level=10, retry_policy_factory="mine"
+    ),
+    "serial": lambda s, job: serial(job, s.done),
+}
+
+
+@pytest.mark.spec("J31")
+@pytest.mark.parametrize("call", REFUSED_WITH_A_JOB)
+def test_a_job_that_was_given_to_a_refused_call_is_as_it_was(scene: Scene, call: str) -> None:
+    before = dict(scene.new.__getstate__())
+
+    with pytest.raises((UnknownSettingError, BadStatusError)):
+        REFUSED_WITH_A_JOB[call](scene, scene.new)
+
+    assert scene.new.__getstate__() == before
+    scene.desk.put(scene.new)
+    assert scene.desk.work() == 2
+    transaction.begin()
+    assert scene.new.result == 7
+
+
+@pytest.mark.spec("J31")
+@pytest.mark.parametrize("attribute", ["begin_by", "quota_names", "args", "keep_failed", "status"])
+def test_a_setting_that_is_refused_makes_no_commit_of_a_running_job_conflict(
+    scene: Scene, attribute: str
+) -> None:
+    attempts: list[int] = []
+
+    def meanwhile() -> None:
+        attempts.append(1)
+        with scene.desk.elsewhere() as connection:
+            job = connection.get(running._p_oid)
+            with pytest.raises((AttributeError, BadStatusError, TypeError)):
+                setattr(job, attribute, 5)
+
+    running = scene.desk.put(Job(deed(meanwhile)))
+    scene.desk.work()
+
+    transaction.begin()
+    assert running.status is Status.COMPLETED and not running.failed
+    assert len(attempts) == 1
 
 
 SPOIL = {
