@@ -163,6 +163,7 @@ class DispatcherActor(DatabaseActor):
         self._claiming = True
         self._deactivated = False
         self._last_poll: tuple[QueuePoll, ...] | None = None
+        self._unknown: tuple[str, ...] = ()
         self._outage = Outage(context.database.storage, context.clock)
         self._touched: float | None = None
         self._in_touch_since: float | None = None
@@ -614,7 +615,16 @@ class DispatcherActor(DatabaseActor):
 
     def _names_to_serve(self) -> list[str]:
         wanted = self._context.settings.queues
-        there = list(find_queues(self._connection))
+        queues = find_queues(self._connection)
+        there, unknown = list(queues), tuple(queues.unknown())
+        if unknown != self._unknown:
+            self._unknown = unknown
+            for name in unknown:
+                events.error(
+                    "the queue %r is of a class that this version of Perdure does not know, and "
+                    "is left alone: run it with the version that has stored it",
+                    name, extra=fields(queue=name),
+                )  # fmt: skip
         return there if wanted is None else [name for name in there if name in wanted]
 
     def _join_queue(self, name: str, state: _QueueState) -> str:

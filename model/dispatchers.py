@@ -114,8 +114,16 @@ class DispatcherRecord(Persistent):
         return True
 
     def agents(self) -> list[Agent]:
-        """Return the agents in the order of their names."""
-        return [self._agents[name] for name in self]
+        """Return the agents in the order of their names.
+
+        Those of classes that this version does not know are left out, and alone.
+        """
+        found = [self._agents[name] for name in self]
+        return [agent for agent in found if isinstance(agent, Agent)]
+
+    def unknown(self) -> list[str]:
+        """Return the names of agents of classes that this version does not know."""
+        return [name for name in self if not isinstance(self._agents[name], Agent)]
 
     # Its life.
 
@@ -267,8 +275,16 @@ class Dispatchers(Persistent):
         return True
 
     def records(self) -> list[DispatcherRecord]:
-        """Return the records in the order of their UUIDs."""
-        return [self._records[uuid] for uuid in self]
+        """Return the records in the order of their UUIDs.
+
+        Those of classes that this version does not know are left out, and alone.
+        """
+        found = [self._records[uuid] for uuid in self]
+        return [record for record in found if isinstance(record, DispatcherRecord)]
+
+    def unknown(self) -> list[uuids.UUID]:
+        """Return the UUIDs of records of classes that this version does not know."""
+        return [uuid for uuid in self if not isinstance(self._records[uuid], DispatcherRecord)]
 
     def active(self) -> list[uuids.UUID]:
         """Return the UUIDs of the active dispatchers, in their order."""

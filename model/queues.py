@@ -71,23 +71,37 @@ class Queues(Persistent):
             near = difflib.get_close_matches(name, self._queues, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(self._queues)}"
             raise QueueNotFoundError(f"there is no queue {name!r}; {hint}")
-        return self._queues[name]
+        found = self._queues[name]
+        if not isinstance(found, Queue):
+            raise QueueNotFoundError(
+                f"the queue {name!r} is a {type(found).__qualname__}, which this version of "
+                "Perdure does not know: use the version that has stored it"
+            )
+        return found
 
     def get(self, name: str) -> Queue | None:
         """Return the queue of that name, or None."""
-        return self._queues[name] if name in self else None
+        known = isinstance(name, str) and isinstance(self._queues.get(name), Queue)
+        return self._queues[name] if known else None
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name in self._queues
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._queues))
+        return iter(sorted(set(self._queues) - set(self.unknown())))
 
     def __len__(self) -> int:
-        return len(self._queues)
+        return len(self._queues) - len(self.unknown())
 
     def __bool__(self) -> bool:
         return True
+
+    def unknown(self) -> list[str]:
+        """Return the names of queues of classes that this version does not know.
+
+        They are left alone; their names are taken.
+        """
+        return sorted(k for k, v in self._queues.items() if not isinstance(v, Queue))
 
     def values(self) -> list[Queue]:
         """Return the queues in the order of their names."""

@@ -7,26 +7,35 @@ import io
 import logging
 import pickle
 import sys
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import transaction
+import ZODB
 from ZODB.FileStorage import FileStorage
 
 from perdure.actors import Resize, StatusAsked, wire
 from perdure.actors.messages import Claimed
 from perdure.model import (
+    Agent,
     CallableNotFoundError,
+    DispatcherRecord,
     Job,
     JobRef,
+    Queue,
+    QueueNotFoundError,
     Status,
+    UnknownSettingError,
     check,
     database_status,
     environment,
     find_job,
     get_queue,
+    install,
     internal,
     job_details,
     list_jobs,
@@ -333,6 +342,110 @@ def test_a_running_system_loses_no_actor_to_a_job_of_a_later_version(
         systems.stop_all()
     finally:
         desk.close()
+
+
+# Classes that are not known
+
+
+def of_another_class(
+    monkeypatch: pytest.MonkeyPatch, path: Path, base: type, store: Callable[[Any, type], None]
+) -> Any:
+    """A database in which one object is of a class that only a later version has."""
+    module = sys.modules[base.__module__]
+    later = type("Later", (base,), {"__module__": base.__module__})
+    database = ZODB.DB(FileStorage(str(path)))
+    install(database, ["", "mail", "news"])
+    with monkeypatch.context() as known:
+        known.setattr(module, "Later", later, raising=False)
+        with database.transaction() as connection:
+            store(connection, later)
+    database.close()
+    return ZODB.DB(FileStorage(str(path)))
+
+
+def a_queue(connection: Any, later: type) -> None:
+    queues = connection.root()["perdure"]
+    queue = later("mail")
+    connection.add(queue)
+    queues._queues["mail"] = queue
+    queues._p_changed = True
+
+
+def a_record(connection: Any, later: type) -> None:
+    queue = get_queue(connection, "mail")
+    queue.dispatchers._records[OTHER] = later(OTHER, queue)
+    queue.dispatchers._p_changed = True
+
+
+def an_agent(connection: Any, later: type) -> None:
+    record = get_queue(connection, "mail").dispatchers.register(OTHER)
+    record._agents["extra"] = later("extra", record)
+    record.activate("a token")
+    record._p_changed = True
+
+
+OTHER = uuid.UUID(int=9)
+CLASSES: dict[str, tuple[type, Callable[[Any, type], None], str, list[str]]] = {
+    "queue": (Queue, a_queue, "the queue 'mail'", ["", "news"]),
+    "record": (DispatcherRecord, a_record, f"record of process {OTHER}", ["", "mail", "news"]),
+    "agent": (Agent, an_agent, "the agent 'extra'", ["", "mail", "news"]),
+}
+
+
+@pytest.mark.spec("D16")
+@pytest.mark.parametrize("what", CLASSES)
+def test_what_is_of_a_class_of_a_later_version_is_left_alone_and_the_rest_goes_on(
+    systems: Systems,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    what: str,
+) -> None:
+    base, store, text, served = CLASSES[what]
+    database = of_another_class(monkeypatch, tmp_path / "app.fs", base, store)
+    try:
+        (found,) = check(database)
+        assert text in found and "is of a class that this version of Perdure does not" in found
+        with database.transaction() as connection:
+            assert [queue.name for queue in database_status(connection).queues] == served
+            assert list_jobs(connection).complete
+        pack(database)
+
+        system = systems.start(database)
+        for name in served:
+            with system.transaction() as connection:
+                ref = get_queue(connection, name).put(Job(add, 1, 2)).ref
+            assert system.result(ref, timeout=LIMIT) == 3
+        settled(system)
+
+        status = system.ask(StatusAsked())
+        assert status.crashes == 0 and list(status.queues) == served
+        errors = [each for each in caplog.records if each.name == "perdure.events"]
+        errors = [each for each in errors if each.levelno >= logging.ERROR]
+        assert len(errors) == (what == "queue")
+        systems.stop_all()
+        assert check(database) == [found]
+    finally:
+        systems.stop_all()
+        database.close()
+
+
+def test_the_name_of_a_queue_that_is_not_known_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    database = of_another_class(monkeypatch, tmp_path / "app.fs", Queue, a_queue)
+    install(database, ["mail", "more"])
+    with database.transaction() as connection:
+        queues = connection.root()["perdure"]
+        assert list(queues) == ["", "more", "news"] and len(queues) == 3
+        assert "mail" in queues and queues.get("mail") is None
+        with pytest.raises(UnknownSettingError, match="there is a queue 'mail' already"):
+            queues.add("mail")
+        with pytest.raises(QueueNotFoundError, match="'mail' is a Later, which this version of"):
+            get_queue(connection, "mail")
+        with pytest.raises(QueueNotFoundError, match="use the version that has stored it"):
+            queues.remove("mail")
+    database.close()
 
 
 # Attributes that are not known
