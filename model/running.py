@@ -15,17 +15,19 @@ import datetime
 import inspect
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, cast
 
+import ZODB.serialize
 from transaction.interfaces import NoTransaction
 from ZODB.POSException import ConflictError, ConnectionStateError
 from ZODB.utils import z64
 
 from perdure.model import local
-from perdure.model.callbacks import CallbackProxy
+from perdure.model.callbacks import CallbackProxy, open_callbacks
 from perdure.model.clock import Clock, StopSignal
 from perdure.model.composition import Composite
 from perdure.model.errors import (
@@ -43,6 +45,8 @@ from perdure.model.job import Job
 from perdure.model.lane import Attempt, Lane
 from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
 from perdure.model.memory import Memory
+from perdure.model.moments import LONGEST, after
+from perdure.model.names import NOT_OF_THE_CODE
 from perdure.model.policy import (
     CommitErrored,
     Decision,
@@ -53,6 +57,7 @@ from perdure.model.policy import (
     Retry,
 )
 from perdure.model.ref import JobRef
+from perdure.model.resolving import check_whole
 from perdure.model.retrying import (
     is_away,
     is_told,
@@ -481,7 +486,8 @@ class Runner:
         except BaseException as error:
             if not returned:
                 without_frames_of(error, __name__)
-            failure = Failure(error) if isinstance(error, Exception) else None
+            ordinary = isinstance(error, Exception) or (returned and _is_of_the_writing(error))
+            failure = Failure(error) if ordinary else None
             self._abort()
             self._fence.letting_go = False
             self._suspension = None
@@ -709,7 +715,9 @@ class Runner:
             trace.warning(
                 "%r is given up by its policy after %s", job, _trouble(message), extra=fields(job)
             )
-        if isinstance(decision, (Retry, Reschedule, GiveUp)):
+        if isinstance(decision, Retry):
+            return Retry(min(decision.after, LONGEST))
+        if isinstance(decision, (Reschedule, GiveUp)):
             return decision
         events.error(
             "the retry policy of %r answered %r instead of a decision: it is given up",
@@ -732,7 +740,7 @@ class Runner:
                 return
             memory.restore(job)
             now = self._clock.now()
-            due = now + when if isinstance(when, timedelta) else when
+            due = after(now, when) if isinstance(when, timedelta) else when
             if due.utcoffset() is None:
                 due = due.replace(tzinfo=datetime.UTC)
             if due <= now:
@@ -836,6 +844,8 @@ class Runner:
             self._store(proxy, "choosing for", choose)
             return
         chosen = proxy.job
+        if chosen is not None:
+            check_whole(chosen)
         if chosen is None:
             assert proxy.told_by is not None
             self._finish(proxy, proxy.told_by.result)
@@ -881,8 +891,21 @@ def _only_exceptions() -> Iterator[None]:
         raise _PolicyError(f"it raised {type(error).__name__}") from error
 
 
+def _is_of_the_writing(error: BaseException) -> bool:
+    """Tell whether what an object is written by has raised it: that is the job's own code, too."""
+    frames = traceback.walk_tb(error.__traceback__)
+    writing = any(
+        frame.f_globals.get("__name__") == ZODB.serialize.__name__ for frame, _ in frames
+    )
+    return writing and not isinstance(error, NOT_OF_THE_CODE)
+
+
 def _next_callback(job: Job) -> Job | None:
-    waiting = [callback for callback in job.callbacks if callback.status is not Status.COMPLETED]
+    """Return the callback that is to be run now, None where all are done.
+
+    Raises `CallableNotFoundError` where only such are left as cannot be loaded here.
+    """
+    waiting = open_callbacks(job)
     # Those who wait for the job go on when all is done that belongs to it.
     last = [callback for callback in waiting if isinstance(callback, Follow)]
     return next((callback for callback in waiting if callback not in last), None) or next(
