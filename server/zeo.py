@@ -19,17 +19,18 @@ of them says something. Here the loop is woken by a signal, and ends between two
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 from ZEO.asyncio.server import Acceptor, ServerProtocol
 from ZEO.runzeo import ZEOOptions, ZEOServer
-from ZEO.StorageServer import SlowMethodThread, StorageServer, ZEOStorage
+from ZEO.StorageServer import StorageServer, ZEOStorage
 from ZODB.POSException import StorageTransactionError
 from ZODB.utils import p64, u64
+
+from perdure.storage.session import Session
 
 __all__ = ["COMMIT_LIMIT", "Server", "main"]
 
@@ -83,35 +84,13 @@ def _pass_over_ids(storage: Any) -> None:
         storage.set_max_oid(p64(u64(storage.new_oid()) + _IDS_PASSED_OVER))
 
 
-class _Session(ZEOStorage):
+class _Session(Session):
     """What one client is served."""
 
     def tpc_finish(self, id: int) -> Any:
         # The base class answers a finish without a transaction as if it had taken place.
         self._check_tid(id, exc=StorageTransactionError)
         return super().tpc_finish(id)
-
-    # The end of the process does not wait for what takes long, unlike with the base class.
-
-    def pack(self, time: float, wait: bool = True) -> Any:
-        if wait:
-            return _in_thread(self._pack_impl, time)
-        threading.Thread(target=self._pack_impl, args=(time,), name="pack", daemon=True).start()
-        return None
-
-    def undoInfo(self, *args: Any) -> Any:
-        return _in_thread(self.storage.undoInfo, *args)
-
-    def undoLog(self, *args: Any) -> Any:
-        return _in_thread(self.storage.undoLog, *args)
-
-
-def _in_thread(method: Callable[..., Any], *args: Any) -> Any:
-    """Call it in a thread that ends with the process; the answer to the client."""
-    thread = SlowMethodThread(method, args)
-    thread.daemon = True
-    thread.start()
-    return thread.delay
 
 
 class _Connection(ServerProtocol):
