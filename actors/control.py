@@ -65,7 +65,8 @@ class ControlServer:
 
     def start(self) -> None:
         """Listen from now on. Where that is not possible a warning is logged, and no more."""
-        if self._incarnation is None:
+        # A simulated process has no file.
+        if self._incarnation is None or not self._incarnation.path:
             return
         try:
             with contextlib.ExitStack() as stack:

@@ -42,13 +42,14 @@ class EventLoop:
     """
 
     def __init__(self, execution: Execution) -> None:
+        self._execution = execution
         self._calls: dict[CoroutineCall, _Call] = {}
         self._watched: list[_Watched] = []
         self._next_look: asyncio.TimerHandle | None = None
         self._look_seconds = SHORTEST_LOOK_SECONDS
         self._over = False
         self._ending = threading.Event()
-        self._loop = asyncio.new_event_loop()
+        self._loop = execution.create_event_loop()
         self._loop.set_task_factory(self._make_task)
         try:
             self._thread = execution.start_thread(self._live, "event loop")
@@ -94,7 +95,7 @@ class EventLoop:
     def _live(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            while not self._over:
+            while not self._over and not self._execution.has_crashed:
                 try:
                     self._loop.run_forever()
                 # Of a callback that the application has registered; or it has called `stop`.

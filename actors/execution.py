@@ -9,6 +9,7 @@ clock's `wait`; nothing else here waits.
 from __future__ import annotations
 
 import abc
+import asyncio
 import sys
 import threading
 from collections import deque
@@ -86,6 +87,15 @@ class Execution(abc.ABC):
     @abc.abstractmethod
     def create_future(self) -> pykka.Future[Any]:
         """Return a new future; `get` may be called from any thread, an actor's or not."""
+
+    @property
+    def has_crashed(self) -> bool:
+        """Whether the process is a simulated one that has crashed, so that nothing goes on."""
+        return False
+
+    def create_event_loop(self) -> asyncio.AbstractEventLoop:
+        """Return a new loop for coroutines, to be run in a thread of this execution."""
+        return asyncio.new_event_loop()
 
     @abc.abstractmethod
     def start_thread(self, target: Callable[[], None], name: str) -> ThreadHandle:

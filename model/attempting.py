@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, cast
 
+import ZODB.serialize
 from ZODB.POSException import ConflictError
 
 from perdure.model import local
@@ -25,6 +27,7 @@ from perdure.model.job import Job
 from perdure.model.lane import Attempt
 from perdure.model.logs import events, fields
 from perdure.model.memory import Memory
+from perdure.model.names import NOT_OF_THE_CODE
 from perdure.model.policy import CommitErrored, JobErrored, Reschedule, Retry
 from perdure.model.retrying import wait_for_system_recovery
 from perdure.model.status import Status
@@ -218,7 +221,8 @@ class Attempting(Deciding):
         except BaseException as error:
             if not returned:
                 without_frames_of(error, __name__)
-            failure = Failure(error) if isinstance(error, Exception) else None
+            ordinary = isinstance(error, Exception) or (returned and _is_of_the_writing(error))
+            failure = Failure(error) if ordinary else None
             suspension, self._suspension = self._suspension, None
             self._abort()
             letting_go, self._fence.letting_go = self._fence.letting_go, False
@@ -388,6 +392,15 @@ def _ending_forked_children(job: Job) -> Iterator[None]:
             with suppress(OSError):
                 os.write(2, f"{text}\n".encode(errors="replace"))
             os._exit(1)
+
+
+def _is_of_the_writing(error: BaseException) -> bool:
+    """Tell whether what an object is written by has raised it: that is the job's own code, too."""
+    frames = traceback.walk_tb(error.__traceback__)
+    writing = any(
+        frame.f_globals.get("__name__") == ZODB.serialize.__name__ for frame, _ in frames
+    )
+    return writing and not isinstance(error, NOT_OF_THE_CODE)
 
 
 def _is_light(job: Job) -> bool:

@@ -13,6 +13,7 @@ from perdure.model.failure import Failure
 from perdure.model.job import Job
 from perdure.model.logs import events, fields, trace
 from perdure.model.memory import Memory
+from perdure.model.moments import LONGEST, after
 from perdure.model.policy import (
     CommitErrored,
     Decision,
@@ -70,7 +71,9 @@ class Deciding(Steps):
             trace.warning(
                 "%r is given up by its policy after %s", job, trouble(message), extra=fields(job)
             )
-        if isinstance(decision, (Retry, Reschedule, GiveUp)):
+        if isinstance(decision, Retry):
+            return Retry(min(decision.after, LONGEST))
+        if isinstance(decision, (Reschedule, GiveUp)):
             return decision
         events.error(
             "the retry policy of %r answered %r instead of a decision: it is given up",
@@ -93,7 +96,7 @@ class Deciding(Steps):
                 return
             memory.restore(job)
             now = self._clock.now()
-            due = now + when if isinstance(when, timedelta) else when
+            due = after(now, when) if isinstance(when, timedelta) else when
             if due.utcoffset() is None:
                 due = due.replace(tzinfo=datetime.UTC)
             if due <= now:

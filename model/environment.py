@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import weakref
 from collections.abc import Collection
@@ -11,12 +12,15 @@ from ZODB.utils import u64
 
 from perdure.model.announcements import Announcements
 from perdure.model.clock import Clock, SystemClock
+from perdure.model.errors import UnknownSettingError
+from perdure.model.given import checked_database
 from perdure.model.inbox import Leases
+from perdure.model.incarnation import FileProofs, Proofs
 from perdure.model.moments import microseconds
 from perdure.model.ref import JobRef
 from perdure.model.storable import ARGUMENT_LIMIT_BYTES
 
-__all__ = ["Environment", "Waker", "clock_of", "environment"]
+__all__ = ["Environment", "Secrets", "Waker", "clock_of", "environment", "proofs_of"]
 
 
 class Waker(Protocol):
@@ -29,18 +33,31 @@ class Waker(Protocol):
         """Note that another process has committed changes of these, None: of any; as above."""
 
 
+class Secrets(Protocol):
+    """Where names come from that nobody else may have; the module `secrets` is one."""
+
+    def token_hex(self, nbytes: int, /) -> str:
+        """Return twice as many hexadecimal digits."""
+
+    def randbelow(self, exclusive_upper_bound: int, /) -> int:
+        """Return a number of 0 or more below that."""
+
+
 class Environment:
     """The clock, the limits, the inbox leases and the listeners of one database.
 
     There is one for each `ZODB.DB`, for as long as that lives. Safe to use from any
-    thread. `clock` and `argument_limit_bytes` may be set before the database is used.
+    thread. `clock`, `argument_limit_bytes` and `proofs` may be set before the database is
+    used; for other `secrets`, set `leases` as well.
     """
 
     def __init__(self, database_name: str = "unnamed") -> None:
         self._database_name = database_name
-        self.clock: Clock = SystemClock()
-        self.argument_limit_bytes = ARGUMENT_LIMIT_BYTES
-        self.leases = Leases()
+        self._clock: Clock = SystemClock()
+        self._argument_limit_bytes = ARGUMENT_LIMIT_BYTES
+        self.secrets: Secrets = secrets
+        self.proofs: Proofs = FileProofs()
+        self.leases = Leases(self.secrets)
         self.unresolved: dict[str, str] = {}
         self.aliases: dict[str, str] = {}
         self.results = Announcements()
@@ -49,6 +66,30 @@ class Environment:
         self._changed = threading.Condition()
         self._changes = 0
         self._last_stamp = 0
+
+    @property
+    def clock(self) -> Clock:
+        """What time it is; raises `UnknownSettingError` where it is set to what is no `Clock`."""
+        return self._clock
+
+    @clock.setter
+    def clock(self, clock: Clock) -> None:
+        if not isinstance(clock, Clock):
+            raise UnknownSettingError(f"clock is {clock!r}, and has to be a perdure.model.Clock")
+        self._clock = clock
+
+    @property
+    def argument_limit_bytes(self) -> int:
+        """How large the arguments of one job may be, pickled; 0 or more."""
+        return self._argument_limit_bytes
+
+    @argument_limit_bytes.setter
+    def argument_limit_bytes(self, limit: int) -> None:
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+            raise UnknownSettingError(
+                f"argument_limit_bytes is a whole number of 0 or more, not {limit!r}"
+            )
+        self._argument_limit_bytes = limit
 
     def subscribe(self, waker: Waker) -> None:
         """Tell `waker`, held weakly, of every queue that was put into."""
@@ -121,7 +162,7 @@ _lock = threading.Lock()
 def environment(database: Any) -> Environment:
     """Return the environment of an open `ZODB.DB`."""
     with _lock:
-        found = _environments.get(database)
+        found = _environments.get(checked_database(database))
         if found is None:
             found = _environments[database] = Environment(database.database_name)
         return found
@@ -131,3 +172,9 @@ def clock_of(persistent: Any) -> Clock:
     """Return the clock of the database that `persistent` is in, else the system's."""
     jar = persistent._p_jar
     return SystemClock() if jar is None else environment(jar.db()).clock
+
+
+def proofs_of(persistent: Any) -> Proofs:
+    """Return how the database that `persistent` is in tells who has ended."""
+    jar = persistent._p_jar
+    return FileProofs() if jar is None else environment(jar.db()).proofs

@@ -9,7 +9,6 @@ that putting conflicts neither with putting nor with claiming.
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import weakref
 from collections import deque
@@ -24,6 +23,7 @@ from perdure.model.errors import PerdureError
 from perdure.model.resolving import previous_of
 
 if TYPE_CHECKING:
+    from perdure.model.environment import Secrets
     from perdure.model.job import Job
     from perdure.model.queue import Queue
 
@@ -165,14 +165,15 @@ class Leases:
     inbox was last written gets another one. Safe to use from any thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
         self._lock = threading.Lock()
         self._start()
 
     def _start(self) -> None:
         self._process = os.getpid()
-        self._token = secrets.token_hex(6)
-        self._offset = secrets.randbelow(1 << 16)
+        self._token = self._secrets.token_hex(6)
+        self._offset = self._secrets.randbelow(1 << 16)
         self._made: dict[bytes, int] = {}
         self._free: dict[bytes, deque[int]] = {}
         self._leases: dict[tuple[int, bytes], _Lease] = {}

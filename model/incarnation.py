@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from perdure.model.clock import Clock
 from perdure.model.errors import IdentityError
@@ -27,8 +28,10 @@ from perdure.model.lockfile import SUPPORTED, LockFile
 from perdure.model.logs import events, fields
 
 __all__ = [
+    "FileProofs",
     "Identity",
     "Incarnation",
+    "Proofs",
     "acquire_identity",
     "has_same_boot",
     "may_be_proved",
@@ -175,6 +178,26 @@ def proved_dead(incarnation: Incarnation, own: Incarnation | None = None) -> boo
         return False
     finally:
         file.close()
+
+
+class Proofs(Protocol):
+    """How one finds out that a process has ended."""
+
+    def may_be_proved(self, incarnation: Incarnation, /) -> bool:
+        """Return whether the end of this incarnation could be proved from here."""
+
+    def proved_dead(self, incarnation: Incarnation, own: Incarnation | None = None, /) -> bool:
+        """Return whether it is proved to have ended; never waits or raises."""
+
+
+class FileProofs:
+    """By the locks of identity files."""
+
+    def may_be_proved(self, incarnation: Incarnation, /) -> bool:
+        return may_be_proved(incarnation)
+
+    def proved_dead(self, incarnation: Incarnation, own: Incarnation | None = None, /) -> bool:
+        return proved_dead(incarnation, own)
 
 
 def may_be_proved(incarnation: Incarnation) -> bool:

@@ -36,6 +36,7 @@ __all__ = [
     "check_whole",
     "deadline_of",
     "family",
+    "is_record_name",
     "is_loadable",
     "is_whole",
     "parent_of",
@@ -50,6 +51,16 @@ __all__ = [
 
 _STATE_LOAD_ERROR: Any = getattr(POSException, "StateLoadError", ())
 """What later ZODBs raise from any exception of the code that a record is loaded by."""
+
+
+_RECORD = "record of job "
+
+_MARKS = (
+    ("_active_start", Status.ACTIVE),
+    ("_active_end", Status.CALLBACKS),
+    ("_callbacks_end", Status.COMPLETED),
+)
+"""What a record has once its job has come so far."""
 
 
 def stored(job: Any, name: str, default: Any) -> Any:
@@ -128,11 +139,18 @@ def _object(job: Any, name: str) -> Any:
 
 
 def status_of(job: Any) -> Status:
-    """Return the status of a job, which need not be loadable."""
+    """Return the status of a job, which need not be loadable.
+
+    Of one whose status this version does not know, the one that the rest of its record tells.
+    """
     if is_loadable(job):
         status: Status = job.status
         return status
-    status = Status(stored(job, "_status_name", Status.NEW.value))
+    try:
+        status = Status(stored(job, "_status_name", Status.NEW.value))
+    except ValueError:
+        reached = [status for name, status in _MARKS if stored(job, name, None) is not None]
+        status = reached[-1] if reached else Status.NEW
     if status is Status.NEW and stored(job, "_agent", None) is not None:
         return Status.ASSIGNED
     if status is Status.NEW and stored(job, "_queue", None) is not None:
@@ -208,7 +226,12 @@ def _loading_error(job: Any) -> BaseException | None:
 
 def _record_name(job: Any) -> str:
     """Return the name under which a job is parked for its own record's sake."""
-    return f"record of job {u64(job._p_oid):x}"
+    return f"{_RECORD}{u64(job._p_oid):x}"
+
+
+def is_record_name(name: str) -> bool:
+    """Tell whether jobs are parked under `name` since a record itself cannot be read here."""
+    return name.startswith(_RECORD)
 
 
 def _is_broken(kind: type) -> bool:

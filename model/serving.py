@@ -9,6 +9,7 @@ from perdure.model.failure import Failure
 from perdure.model.following import Follow, inner_ended, queue_to_follow, whole_of
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
+from perdure.model.resolving import check_whole
 from perdure.model.status import Status
 
 __all__ = ["Serving"]
@@ -105,6 +106,8 @@ class Serving(Attempting):
             self._store(proxy, "choosing for", choose)
             return
         chosen = proxy.job
+        if chosen is not None:
+            check_whole(chosen)
         if chosen is None:
             assert proxy.told_by is not None
             self._finish(proxy, proxy.told_by.result)

@@ -11,7 +11,7 @@ from transaction.interfaces import NoTransaction
 from ZODB.POSException import ConnectionStateError
 from ZODB.utils import z64
 
-from perdure.model.callbacks import CallbackProxy
+from perdure.model.callbacks import CallbackProxy, open_callbacks
 from perdure.model.clock import Clock, StopSignal
 from perdure.model.errors import ReassignedError
 from perdure.model.failure import Failure
@@ -195,8 +195,11 @@ def place_of(job: Job) -> Place:
 
 
 def next_callback(job: Job) -> Job | None:
-    """Return the callback that is to be dealt with next, or None."""
-    waiting = [callback for callback in job.callbacks if callback.status is not Status.COMPLETED]
+    """Return the callback that is to be run now, None where all are done.
+
+    Raises `CallableNotFoundError` where only such are left as cannot be loaded here.
+    """
+    waiting = open_callbacks(job)
     # Those who wait for the job go on when all is done that belongs to it.
     last = [callback for callback in waiting if isinstance(callback, Follow)]
     return next((callback for callback in waiting if callback not in last), None) or next(

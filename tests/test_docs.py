@@ -151,7 +151,7 @@ signal.pause()
 def modules() -> list[str]:
     """Every module of the package, by its import name."""
     found = []
-    for room in ("model", "storage", "actors", "cli", "server"):
+    for room in ("model", "storage", "actors", "cli", "server", "testing"):
         package = importlib.import_module(f"perdure.{room}")
         found += [package.__name__]
         found += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import threading
 import weakref
 
@@ -259,7 +260,7 @@ def test_threads_that_put_in_step_do_not_share_an_inbox(file_world):
 
 @pytest.mark.spec("Q7")
 def test_a_forked_process_uses_other_inboxes():
-    leases = Leases()
+    leases = Leases(secrets)
     before = leases._token, dict(leases._made)
     read, write = os.pipe()
     child = os.fork()

@@ -16,7 +16,7 @@ import pytest
 
 from support.tree import DOCS, ROOT, TESTS
 
-ROOMS = ("model", "storage", "actors", "cli", "server")
+ROOMS = ("model", "storage", "actors", "cli", "server", "testing")
 CLOCK = ROOT / "model" / "clock.py"
 
 
@@ -135,7 +135,7 @@ def test_the_model_imports_no_actor():
 
 
 def test_the_storage_knows_little_of_the_model_and_nothing_of_actors():
-    known = ("errors", "clock", "lockfile", "localsocket", "environment", "moved")
+    known = ("errors", "clock", "lockfile", "localsocket", "environment", "given", "moved")
     wrong = [
         (str(path), name)
         for path in sources("storage")

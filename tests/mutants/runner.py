@@ -32,7 +32,7 @@ from xml.etree import ElementTree
 from support.installed import EXPECTED_ROOT
 from support.tree import ROOT, TESTS
 
-ROOMS = ("model", "storage", "actors", "cli", "server")
+ROOMS = ("model", "storage", "actors", "cli", "server", "testing")
 
 #: Far beyond what the named tests need; a mutant must make them fail, not hang.
 TIMEOUT_SECONDS = 240

@@ -35,7 +35,7 @@ def pytest_configure() -> None:
     expected = os.environ.get(EXPECTED_ROOT)
     if expected is None:
         return
-    rooms = ("model", "storage", "actors", "cli", "server")
+    rooms = ("model", "storage", "actors", "cli", "server", "testing")
     for package in (f"perdure.{room}" for room in rooms):
         root = root_of(package)
         if root is not None and not root.resolve().is_relative_to(Path(expected).resolve()):

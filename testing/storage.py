@@ -1,0 +1,276 @@
+"""A storage whose every call is a point: others may go on there, and it fails on command."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from ZEO.Exceptions import ClientDisconnected
+from ZODB.POSException import StorageTransactionError
+from ZODB.utils import u64
+
+from perdure.model.clock import Clock
+from perdure.testing.disk import Disk
+from perdure.testing.errors import ProcessCrashed
+from perdure.testing.scheduler import Scheduler
+
+__all__ = ["CALLS", "Call", "Fault", "SteppedStorage"]
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 10.0
+"""After this a commit that keeps another one waiting is broken off, as Perdure's servers do."""
+
+CALLS = ("begin", "store", "check", "vote", "finish", "abort", "load", "sync", "oid", "pack")
+"""The kinds of calls that a storage counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a storage: the how manyth of its process, of which kind, and about what."""
+
+    number: int
+    kind: str
+    about: str
+
+    def __str__(self) -> str:
+        return f"call {self.number}, {self.kind} {self.about}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is to happen at a call; made by `crash`, `fail` or `slow`.
+
+    With `after` it happens when the call has taken place, as when a server's answer is lost.
+    """
+
+    crashes: bool = False
+    error: BaseException | None = None
+    after: bool = False
+    delay: timedelta = timedelta(0)
+
+    @classmethod
+    def crash(cls, *, after: bool = False) -> Fault:
+        """Return the fault that the process crashes, before the call or after it."""
+        return cls(crashes=True, after=after)
+
+    @classmethod
+    def fail(cls, error: BaseException, *, after: bool = False) -> Fault:
+        """Return the fault that the call raises `error`, instead of acting or having acted."""
+        return cls(error=error, after=after)
+
+    @classmethod
+    def slow(cls, delay: timedelta) -> Fault:
+        """Return the fault that the call takes so long before it acts."""
+        return cls(delay=delay)
+
+
+class SteppedStorage:
+    """What one simulated process has for a storage.
+
+    Its calls are counted from 1. What is to happen at which is in `faults`, by number, or is
+    decided by `on_call`, which is called before each and may return a `Fault`.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        scheduler: Scheduler,
+        clock: Clock,
+        process_name: str,
+        crash: Callable[[], None],
+    ) -> None:
+        self.process_name = process_name
+        self.faults: dict[int, Fault] = {}
+        self.on_call: Callable[[Call], Fault | None] = lambda call: None
+        self.calls: list[Call] = []
+        self._disk = disk
+        self._scheduler = scheduler
+        self._clock = clock
+        self._crash = crash
+        self._database: Any = None
+        self._connected = True
+        self._dead = False
+        disk.attach(self)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._disk.base, name)
+
+    def __len__(self) -> int:
+        return len(self._disk.base)
+
+    # The process and its connection to the disk.
+
+    def registerDB(self, database: Any) -> None:
+        """Note who is to be told of what others commit."""
+        self._database = database
+        self._disk.base.registerDB(database)
+
+    def is_connected(self) -> bool:
+        """Whether the disk can be reached, as a ZEO client tells it."""
+        return self._connected
+
+    def cut(self) -> None:
+        """Lose the connection: what is under way is aborted, and every call fails."""
+        self._connected = False
+        self._disk.abort_of(self)
+
+    def restore(self) -> None:
+        """Have the connection again; what was committed meanwhile is not known one by one."""
+        self._connected = True
+        if self._database is not None:
+            self._database.invalidateCache()
+
+    def die(self) -> None:
+        """Be the storage of a process that has crashed."""
+        self._dead = True
+        self._disk.detach(self)
+
+    def hear(self, tid: bytes, oids: list[bytes]) -> None:
+        """Be told of a commit of another process."""
+        if self._connected and self._database is not None:
+            self._database.invalidate(tid, oids)
+
+    def close(self) -> None:
+        """Leave the disk, which stays open."""
+        self._disk.detach(self)
+
+    # The storage.
+
+    def load(self, oid: bytes, version: str = "") -> tuple[bytes, bytes]:
+        found: tuple[bytes, bytes] = self._do(
+            "load", _name(oid), lambda: self._disk.base.load(oid, version)
+        )
+        return found
+
+    def loadBefore(self, oid: bytes, tid: bytes) -> Any:
+        return self._do("load", _name(oid), lambda: self._disk.base.loadBefore(oid, tid))
+
+    def loadSerial(self, oid: bytes, serial: bytes) -> bytes:
+        data: bytes = self._do("load", _name(oid), lambda: self._disk.base.loadSerial(oid, serial))
+        return data
+
+    def sync(self) -> None:
+        self._do("sync", "", lambda: None)
+
+    def lastTransaction(self) -> bytes:
+        self._check()
+        tid: bytes = self._disk.base.lastTransaction()
+        return tid
+
+    def new_oid(self) -> bytes:
+        self._check()
+        oid: bytes = self._disk.base.new_oid()
+        return oid
+
+    def tpc_begin(self, transaction: Any) -> None:
+        self._do("begin", "", lambda: self._begin(transaction))
+
+    def _begin(self, transaction: Any) -> None:
+        since = self._clock.monotonic()
+        with self._disk.freed:
+            while not self._disk.is_free:
+                if self._disk.holds(transaction):
+                    raise StorageTransactionError("the same transaction is begun twice")
+                left = since + PATIENCE_SECONDS - self._clock.monotonic()
+                if left <= 0:
+                    self._disk.break_off()
+                    since = self._clock.monotonic()
+                    continue
+                self._clock.wait(self._disk.freed, left)
+                self._check()
+        self._disk.begin(self, transaction, self._clock.now())
+
+    def store(
+        self, oid: bytes, serial: bytes, data: bytes, version: str, transaction: Any
+    ) -> None:
+        self._do(
+            "store",
+            _name(oid),
+            lambda: self._disk.store(oid, serial, data, transaction),
+            transaction,
+        )
+
+    def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, transaction: Any) -> None:
+        base = self._disk.base
+        self._do(
+            "check",
+            _name(oid),
+            lambda: base.checkCurrentSerialInTransaction(oid, serial, transaction),
+            transaction,
+        )
+
+    def tpc_vote(self, transaction: Any) -> Any:
+        return self._do("vote", "", lambda: self._disk.base.tpc_vote(transaction), transaction)
+
+    def tpc_finish(
+        self, transaction: Any, on_finish: Callable[[bytes], None] = lambda tid: None
+    ) -> bytes:
+        return self._do(
+            "finish", "", lambda: self._disk.finish(transaction, on_finish), transaction
+        )
+
+    def tpc_abort(self, transaction: Any) -> None:
+        # One that the disk has forgotten is aborted already.
+        self._do("abort", "", lambda: self._disk.abort(transaction))
+
+    def pack(self, time: float, references: Any) -> None:
+        self._do("pack", "", lambda: self._disk.base.pack(time, references))
+
+    # The points.
+
+    def _check(self, transaction: Any = None) -> None:
+        if self._dead:
+            raise ProcessCrashed(self.process_name)
+        if not self._connected:
+            raise ClientDisconnected("the simulated connection is cut")
+        if transaction is not None and not self._disk.holds(transaction):
+            raise ClientDisconnected("the simulated connection was cut since this commit began")
+
+    def _do(self, kind: str, about: str, act: Callable[[], T], transaction: Any = None) -> T:
+        if self._scheduler.me() is None:
+            # Not one of the simulation's threads: nothing of it could be repeated.
+            self._check(transaction)
+            return act()
+        if self._dead:
+            raise ProcessCrashed(self.process_name)
+        call = Call(len(self.calls) + 1, kind, about)
+        self.calls.append(call)
+        self._scheduler.pause(kind, about)
+        fault = self.faults.get(call.number) or self.on_call(call)
+        if fault is not None:
+            if fault.delay:
+                self._wait(fault.delay)
+            if not fault.after:
+                self._strike(fault, call)
+        self._check(transaction)
+        result = act()
+        if fault is not None and fault.after:
+            self._strike(fault, call)
+        return result
+
+    def _strike(self, fault: Fault, call: Call) -> None:
+        if fault.error is not None:
+            self._scheduler.note(f"fails in {call}: {fault.error!r}")
+            raise fault.error
+        if not fault.crashes:
+            return
+        self._scheduler.note(f"CRASHES {'after' if fault.after else 'before'} {call}")
+        self._crash()
+        raise ProcessCrashed(self.process_name)
+
+    def _wait(self, delay: timedelta) -> None:
+        condition = threading.Condition()
+        end = self._clock.monotonic() + delay.total_seconds()
+        with condition:
+            while (left := end - self._clock.monotonic()) > 0:
+                self._clock.wait(condition, left)
+
+
+def _name(oid: bytes) -> str:
+    return f"{u64(oid):#x}"

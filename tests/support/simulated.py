@@ -1,0 +1,47 @@
+"""Jobs that the simulator's tests put; what they do outside of the database is in `letters`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import transaction
+
+from perdure.model import local
+
+__all__ = ["letters"]
+
+letters: list[str] = []
+
+
+def root() -> Any:
+    """The root of the database that the job is in."""
+    return local.get_job()._p_jar.root()
+
+
+def add(name: str, number: int = 1) -> int:
+    """Add to a counter of the root."""
+    value = root()[name] = root().get(name, 0) + number
+    return int(value)
+
+
+def send(name: str) -> None:
+    """Send a letter, and record it in a transaction of its own, after the fact."""
+    letters.append(name)
+    root()[name] = root().get(name, 0) + 1
+    transaction.commit()
+
+
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+async def doze(seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "rested"
+
+
+def touch(name: str) -> None:
+    """Read a counter, let another go on, and write it."""
+    data = root()
+    data[name] = data.get(name, 0) + 1

@@ -1,0 +1,140 @@
+"""Scenarios that are broken at each call of the storage, and searched for in every order."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from ZEO.Exceptions import ClientDisconnected
+
+from perdure.testing import (
+    BrokenError,
+    Fault,
+    OrderError,
+    Process,
+    SimulationError,
+    World,
+    break_everywhere,
+    crash_everywhere,
+    explore,
+)
+from support.simulated import add, letters, send
+
+
+@pytest.fixture(autouse=True)
+def no_letters() -> None:
+    letters.clear()
+
+
+def put_one(process: Process) -> None:
+    process.put(add, "n")
+
+
+def count(process: Process, name: str = "n") -> int:
+    with process.transaction() as connection:
+        return int(connection.root().get(name, 0))
+
+
+def each_put_counts_once(process: Process) -> None:
+    assert count(process) == len(process.world.acknowledged) or count(process) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.spec("J10")
+def test_an_effect_is_there_once_wherever_the_process_crashes() -> None:
+    report = crash_everywhere(put_one, each_put_counts_once)
+    assert report.runs == 2 * report.calls + 1
+    assert report.calls > 50
+
+
+@pytest.mark.slow
+def test_a_process_goes_on_whatever_call_loses_its_connection() -> None:
+    faults = [Fault.fail(ClientDisconnected("gone")), Fault.fail(ClientDisconnected(), after=True)]
+    report = break_everywhere(put_one, each_put_counts_once, faults)
+    assert report.runs == 2 * report.calls + 1
+
+
+def clear_letters(process: Process) -> None:
+    letters.clear()
+
+
+def send_one(process: Process) -> None:
+    process.put(send, "anna")
+
+
+def one_letter_as_recorded(process: Process) -> None:
+    assert len(letters) == count(process, "anna"), f"{len(letters)} letters were sent"
+
+
+def test_a_mistake_that_only_a_crash_shows_is_found_and_can_be_repeated() -> None:
+    with pytest.raises(BrokenError, match="2 letters were sent") as caught:
+        crash_everywhere(send_one, one_letter_as_recorded, setup=clear_letters)
+    text = str(caught.value)
+    assert re.search(r"broken at call \d+, \w+.*, in process/worker 1", text)
+    at = re.search(r"at='(.*)'", text)
+    assert at is not None
+    with pytest.raises(BrokenError, match="2 letters were sent"):
+        crash_everywhere(send_one, one_letter_as_recorded, setup=clear_letters, at=at[1])
+
+
+def test_a_scenario_that_fails_without_a_fault_says_so_itself() -> None:
+    def scenario(process: Process) -> None:
+        raise ZeroDivisionError("of the scenario")
+
+    with pytest.raises(ZeroDivisionError):
+        crash_everywhere(scenario)
+
+
+def test_what_is_prepared_is_not_broken() -> None:
+    def setup(process: Process) -> None:
+        with process.transaction() as connection:
+            connection.root()["n"] = 40
+
+    def check(process: Process) -> None:
+        assert count(process) >= 40
+
+    def scenario(process: Process) -> None:
+        assert count(process) == 40
+
+    assert crash_everywhere(scenario, check, setup=setup).calls > 0
+
+
+@pytest.mark.parametrize("at", ["x", "1", "1:7"])
+def test_a_place_that_is_none_is_refused(at: str) -> None:
+    with pytest.raises(SimulationError, match="as the text of a failure gives it"):
+        crash_everywhere(put_one, at=at)
+
+
+def lose_an_update(world: World) -> None:
+    """Two jobs that remember what they read for longer than their transaction lasts."""
+    process = world.process()
+    for name in ("a", "b"):
+        process.put(add, name)
+    world.come_to_rest()
+    order = [str(e) for e in world.scheduler.trace if "JobStarted" in str(e)]
+    assert "callable" in "".join(order) or order[0].count("'a'"), "b began first"
+
+
+@pytest.mark.slow
+def test_every_order_is_run_until_one_fails_which_can_be_repeated() -> None:
+    with pytest.raises(OrderError, match="b began first") as caught:
+        explore(lose_an_update, preemptions=0)
+    at = re.search(r"at=\[(.*)\]", str(caught.value))
+    assert at is not None
+    order = [int(index) for index in at[1].split(", ")]
+    with pytest.raises(OrderError, match="b began first"):
+        explore(lose_an_update, at=order)
+
+
+@pytest.mark.slow
+def test_a_search_tells_whether_it_was_complete() -> None:
+    def scenario(world: World) -> None:
+        world.process(queues={"": 0})
+        world.run_until_idle()
+
+    few = explore(scenario, preemptions=0)
+    more = explore(scenario, preemptions=1)
+    assert few.complete
+    assert more.complete
+    assert more.runs > few.runs > 1
+    assert not explore(scenario, most_runs=2).complete

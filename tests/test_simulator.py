@@ -1,0 +1,442 @@
+"""The simulator itself: one thread at a time, time that stands still, faults on command."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from ZEO.Exceptions import ClientDisconnected
+from ZODB.FileStorage import FileStorage
+
+from perdure.model import Failure, Job, NeverRetry, PutInDoubtError, Status, get_queue
+from perdure.testing import (
+    Disk,
+    Fault,
+    NotAtRestError,
+    Process,
+    ProcessCrashed,
+    Recorded,
+    Seeded,
+    SimulationError,
+    StuckError,
+    World,
+)
+from support import simulated
+from support.simulated import add, doze, letters
+
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture(autouse=True)
+def no_letters() -> None:
+    letters.clear()
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with World() as made:
+        yield made
+        assert made.check() == []
+
+
+def counter(world: World, name: str = "n") -> int:
+    with world.look() as connection:
+        return int(connection.root().get(name, 0))
+
+
+# Time.
+
+
+def test_a_job_is_run_when_the_test_lets_the_others_go_on(world: World) -> None:
+    process = world.process()
+    ref = process.put(add, "n", 3)
+    assert world.status(ref) is Status.PENDING
+    world.run_until_idle()
+    assert (world.status(ref), world.result(ref), counter(world)) == (Status.COMPLETED, 3, 3)
+
+
+def test_no_time_passes_while_anybody_can_go_on(world: World) -> None:
+    process = world.process()
+    begun = world.now
+    for _ in range(20):
+        process.put(add, "n")
+    world.run_until_idle()
+    assert (world.now - begun, counter(world)) == (timedelta(0), 20)
+
+
+def test_time_passes_by_as_much_as_it_is_told(world: World) -> None:
+    world.process()
+    begun = world.now
+    world.advance(MINUTE)
+    assert world.now - begun == MINUTE
+
+
+def test_a_job_that_is_held_begins_at_its_moment(world: World) -> None:
+    process = world.process(poll_interval=timedelta(hours=1))
+    with process.transaction() as connection:
+        job = get_queue(connection, "").put(Job(add, "n"), begin_after=world.now + MINUTE)
+        ref = job.ref
+    world.advance(MINUTE - SECOND)
+    assert world.status(ref) is Status.PENDING
+    world.advance(SECOND)
+    assert world.status(ref) is Status.COMPLETED
+
+
+def test_the_test_itself_may_wait_and_time_passes_for_it(world: World) -> None:
+    process = world.process()
+    begun = world.now
+    ref = process.put(doze, 40.0)
+    assert process.system.result(ref, timeout=MINUTE) == "rested"
+    assert world.now - begun >= 40 * SECOND
+
+
+def test_a_wait_for_what_never_comes_ends_with_the_states_of_all(world: World) -> None:
+    process = world.process()
+    with process.transaction() as connection:
+        get_queue(connection, "").pause()
+    ref = process.put(add, "n")
+    with pytest.raises(StuckError, match="waits for what never comes"):
+        process.system.result(ref)
+
+
+def test_each_process_has_a_clock_of_its_own(world: World) -> None:
+    fast, slow = world.process(drift=0.5), world.process(drift=-0.5)
+    world.advance(MINUTE)
+    assert fast.clock.monotonic() == pytest.approx(90)
+    assert slow.clock.monotonic() == pytest.approx(30)
+    fast.clock.jump(timedelta(days=1))
+    assert fast.clock.now() - slow.clock.now() == timedelta(days=1, minutes=1)
+    assert fast.clock.monotonic() == pytest.approx(90)
+
+
+def test_rest_is_not_waited_for_without_end(world: World) -> None:
+    process = world.process()
+    with process.transaction() as connection:
+        job = Job(add, "n")
+        get_queue(connection, "").put(job, begin_after=world.now + timedelta(days=1))
+    with pytest.raises(NotAtRestError, match="1 jobs wait in queue ''"):
+        world.come_to_rest(MINUTE)
+
+
+# Turns.
+
+
+def story_of(seed: int) -> tuple[list[str], list[object], int]:
+    with World(chooser=Seeded(seed)) as world:
+        first, second = world.process("first"), world.process("second")
+        for process in (first, second, first):
+            process.put(add, "n")
+        world.come_to_rest()
+        return (
+            [str(event) for event in world.scheduler.trace],
+            [*world.disk.commits],
+            counter(world),
+        )
+
+
+def test_the_same_seed_gives_the_same_trace_and_the_same_records() -> None:
+    assert story_of(3) == story_of(3)
+
+
+def test_other_seeds_give_other_stories_with_the_same_end() -> None:
+    stories = [story_of(seed) for seed in range(5)]
+    assert len({tuple(trace) for trace, _, _ in stories}) == 5
+    assert {end for _, _, end in stories} == {3}
+
+
+def test_what_was_chosen_can_be_chosen_again() -> None:
+    def run(chooser: Recorded) -> list[str]:
+        with World(chooser=chooser) as world:
+            world.process().put(add, "n")
+            world.come_to_rest()
+            return [str(event) for event in world.scheduler.trace]
+
+    first = Recorded(then=Seeded(5))
+    trace = run(first)
+    assert len({taken.index for taken in first.taken}) > 1
+    assert run(Recorded([taken.index for taken in first.taken])) == trace
+
+
+def test_transactions_of_two_processes_conflict_where_they_would() -> None:
+    conflicts = 0
+    for seed in range(10):
+        with World(chooser=Seeded(seed)) as world:
+            processes = world.process("one"), world.process("other")
+            for process in processes:
+                for _ in range(3):
+                    process.put(add, "n")
+            world.come_to_rest()
+            assert counter(world) == 6
+            begins = [str(event) for event in world.scheduler.trace if "abort" in str(event)]
+            conflicts += len(begins)
+    assert conflicts > 0
+
+
+def test_a_thread_that_the_simulation_does_not_know_cannot_wait_in_it(world: World) -> None:
+    process = world.process()
+    raised: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            process.system.wait(process.put(add, "n"), timeout=SECOND)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join()
+    assert isinstance(raised[0], SimulationError)
+
+
+def test_an_application_that_uses_a_thread_of_its_own_is_not_hindered(world: World) -> None:
+    process = world.process()
+    thread = threading.Thread(target=process.put, args=(add, "n"))
+    thread.start()
+    thread.join()
+    world.come_to_rest()
+    assert counter(world) == 1
+
+
+def test_no_thread_is_left_when_a_world_is_closed() -> None:
+    before = threading.active_count()
+    with World() as world:
+        world.process().put(add, "n")
+        world.process().put(doze, 5.0)
+        world.run_until_idle()
+        assert threading.active_count() > before
+    assert threading.active_count() == before
+
+
+# Crashes, and what else may befall a process.
+
+
+def test_a_process_that_crashed_has_nothing_but_the_disk(world: World) -> None:
+    process = world.process()
+    ref = process.put(add, "n")
+    process.crash()
+    assert not process.is_running
+    with pytest.raises(ProcessCrashed):
+        process.put(add, "n")
+    process.start()
+    world.come_to_rest()
+    assert (world.result(ref), counter(world)) == (1, 1)
+
+
+@pytest.mark.parametrize(("after", "times"), [(False, 0), (True, 1)])
+def test_a_crash_comes_before_a_call_or_after_it(world: World, after: bool, times: int) -> None:
+    process = world.process()
+    world.run_until_idle()
+    done = len(world.disk.commits)
+    process.on_call = lambda call: Fault.crash(after=after) if call.kind == "finish" else None
+    with pytest.raises(ProcessCrashed):
+        process.put(add, "n")
+    assert len(world.disk.commits) - done == times
+    process.on_call = lambda call: None
+    process.start()
+    world.come_to_rest()
+    assert counter(world) == times
+
+
+def test_a_crash_in_a_thread_of_the_process_ends_all_of_them(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    process.on_call = lambda call: (
+        Fault.crash() if call.kind == "vote" and "worker" in world.scheduler.who else None
+    )
+    process.put(add, "n")
+    world.run_until_idle()
+    assert not process.is_running
+    assert world.restless() == [
+        "<Agent 'main' of 00000000-0000-0000-0000-000000000001> has 1 jobs"
+    ]
+
+
+def test_the_tests_own_wait_ends_where_the_process_crashes(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    ref = process.put(add, "n")
+    process.on_call = lambda call: Fault.crash() if "worker" in world.scheduler.who else None
+    with pytest.raises(ProcessCrashed):
+        process.result(ref)
+
+
+@pytest.mark.spec("C1")
+def test_a_sibling_on_the_same_host_sees_the_crash_and_takes_over(world: World) -> None:
+    first = world.process("first", poll_interval=timedelta(hours=1))
+    ref = first.put(doze, 100.0)
+    world.run_until_idle()
+    assert world.status(ref) is Status.ACTIVE
+    world.process("second", {"": 0}, poll_interval=timedelta(hours=1))
+    world.run_until_idle()
+    first.crash()
+    assert "000001> has 1 jobs" in world.restless()[0]
+    world.advance(2 * SECOND)
+    assert world.restless() == ["1 jobs wait in queue ''"]
+
+
+def test_one_on_another_host_waits_until_it_must_be_dead(world: World) -> None:
+    first = world.process("first")
+    ref = first.put(doze, 1000.0)
+    world.run_until_idle()
+    world.process("second", {"": 0}, host="another")
+    first.crash()
+    world.advance(50 * SECOND)
+    assert world.status(ref) is Status.ACTIVE
+    assert "000001> has 1 jobs" in world.restless()[0]
+    world.advance(30 * SECOND)
+    assert world.restless() == ["1 jobs wait in queue ''"]
+
+
+@pytest.mark.spec("D4")
+def test_a_process_that_stood_still_for_too_long_can_commit_nothing(world: World) -> None:
+    first = world.process("first")
+    world.run_until_idle()
+    suspended = []
+
+    def suspend_in_commit(call: object) -> None:
+        if "worker" in world.scheduler.who and counter_is_stored(call) and not suspended:
+            suspended.append(call)
+            first.suspend()
+
+    def counter_is_stored(call: object) -> bool:
+        return getattr(call, "kind", "") == "begin" and counter_started(world)
+
+    first.on_call = suspend_in_commit  # type: ignore[assignment]
+    ref = first.put(add, "n")
+    second = world.process("second", host="another")
+    world.advance(3 * MINUTE)
+    assert suspended
+    assert world.result(ref) == 1
+    first.resume()
+    world.advance(MINUTE)
+    assert counter(world) == 1
+    assert second.is_running
+    assert first.is_running
+
+
+def counter_started(world: World) -> bool:
+    return any(
+        "JobStarted" in str(event) or "worker" in str(event) for event in world.scheduler.trace
+    )
+
+
+@pytest.mark.spec("D9")
+def test_a_process_that_is_cut_off_goes_on_when_it_is_not_any_more(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    process.cut()
+    with pytest.raises(ClientDisconnected):
+        process.put(add, "n")
+    world.advance(5 * MINUTE)
+    process.restore()
+    ref = process.put(add, "n")
+    world.come_to_rest()
+    assert world.result(ref) == 1
+
+
+def test_an_error_may_come_after_a_commit_that_took_place(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    done = len(world.disk.commits)
+    error = ClientDisconnected("lost")
+    process.on_call = lambda call: (
+        Fault.fail(error, after=True)
+        if call.kind == "finish" and world.scheduler.is_driver
+        else None
+    )
+    with pytest.raises(PutInDoubtError, match="may have taken place"):
+        process.put(add, "n")
+    assert len(world.disk.commits) == done + 1
+    process.on_call = lambda call: None
+    world.come_to_rest()
+    assert counter(world) == 1
+
+
+def test_a_call_may_take_long(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    begun = world.now
+    process.on_call = lambda call: Fault.slow(SECOND) if call.kind == "vote" else None
+    process.put(add, "n")
+    assert world.now - begun == SECOND
+
+
+def test_a_commit_that_stands_still_is_broken_off_for_others(world: World) -> None:
+    stuck, other = world.process("stuck"), world.process("other")
+    world.run_until_idle()
+    caught = []
+
+    def suspend(call: object) -> None:
+        if getattr(call, "kind", "") == "vote" and not caught:
+            caught.append(call)
+            stuck.suspend()
+
+    stuck.on_call = suspend  # type: ignore[assignment]
+    world.advance(timedelta(seconds=31))  # a sign of life is due
+    assert caught
+    ref = other.put(add, "n")
+    world.advance(timedelta(seconds=30))
+    assert world.result(ref) == 1
+    stuck.resume()
+    world.advance(MINUTE)
+    assert stuck.is_running
+
+
+# Disks.
+
+
+def test_a_file_may_be_the_disk(tmp_path: object) -> None:
+    disk = Disk(FileStorage(f"{tmp_path}/data.fs"))
+    with World(disk) as world:
+        process = world.process()
+        ref = process.put(add, "n")
+        process.crash()
+        process.start()
+        world.come_to_rest()
+        assert (world.result(ref), world.check()) == (1, [])
+
+
+# Misuse.
+
+
+def test_what_makes_no_sense_is_refused(world: World) -> None:
+    process = world.process("one")
+    with pytest.raises(SimulationError, match="is a process 'one' already"):
+        world.process("one")
+    with pytest.raises(SimulationError, match="runs: stop it"):
+        process.start()
+    with pytest.raises(ValueError, match="cannot go back"):
+        world.advance(-SECOND)
+    process.stop()
+    with pytest.raises(ProcessCrashed):
+        process.put(add, "n")
+
+
+def test_failures_and_policies_are_what_they_are_elsewhere(world: World) -> None:
+    process = world.process()
+    ref = process.put(simulated.fail, "no")
+    world.come_to_rest()
+    result = world.result(ref)
+    assert isinstance(result, Failure)
+    assert "ValueError: no" in str(result)
+
+
+def test_an_interrupted_job_that_is_never_retried_has_failed(world: World) -> None:
+    process = world.process()
+    with process.transaction() as connection:
+        job = Job(doze, 100.0)
+        job.retry_policy_factory = NeverRetry
+        ref = get_queue(connection, "").put(job).ref
+    world.run_until_idle()
+    process.crash()
+    process.start()
+    world.come_to_rest()
+    assert "AbortedError" in str(world.result(ref))
+
+
+def test_processes_are_given_as_they_were_made(world: World) -> None:
+    made: list[Process] = [world.process("a"), world.process("b")]
+    assert list(world.processes) == made
