@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+import transaction
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.FileStorage import FileStorage
 
@@ -383,6 +384,42 @@ def test_a_commit_that_stands_still_is_broken_off_for_others(world: World) -> No
     stuck.resume()
     world.advance(MINUTE)
     assert stuck.is_running
+
+
+# What an application does with its own connections.
+
+
+@pytest.mark.parametrize("ends", ["crashes", "stops", "runs"])
+def test_what_the_test_has_left_open_is_let_go_of_with_its_process(ends: str) -> None:
+    with World() as world:
+        process = world.process()
+        connection = process.system.database.open()
+        get_queue(connection).put(Job(add, "n"))
+        if ends == "crashes":
+            process.crash()
+        elif ends == "stops":
+            process.stop()
+    # The thread's own manager has no part of it any more.
+    with transaction.manager:
+        pass
+    assert connection.opened is None
+
+
+def test_a_crash_in_the_commit_of_the_tests_own_manager_leaves_it_usable(world: World) -> None:
+    process = world.process()
+    connection = process.system.database.open()
+    get_queue(connection).put(Job(add, "n"))
+    process.on_call = lambda call: Fault.crash() if call.kind == "vote" else None
+    with pytest.raises(ProcessCrashed):
+        transaction.commit()
+    process.on_call = lambda call: None
+    process.start()
+    connection = process.system.database.open()
+    get_queue(connection).put(Job(add, "n"))
+    transaction.commit()
+    connection.close()
+    world.come_to_rest()
+    assert counter(world) == 1
 
 
 # Disks.
