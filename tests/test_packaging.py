@@ -158,6 +158,24 @@ def test_importing_the_model_starts_no_thread_and_no_actor():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.slow
+@pytest.mark.process
+def test_importing_what_tests_use_imports_nothing_before_it_is_used():
+    code = (
+        "import sys, perdure.testing\n"
+        "assert not {'ZODB', 'pykka', 'perdure.model'} & {*sys.modules}, sys.modules\n"
+        "assert 'World' in dir(perdure.testing)\n"
+        "assert perdure.testing.World.__name__ == 'World' and 'ZODB' in sys.modules\n"
+        "assert not {'pytest', 'hypothesis'} & {*sys.modules}, sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_what_is_no_name_of_what_tests_use_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Wrold'"):
+        importlib.import_module("perdure.testing").Wrold  # noqa: B018
+
+
 def test_the_model_makes_no_thread():
     makers = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "start_new_thread"}
     wrong = [
