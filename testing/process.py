@@ -119,6 +119,7 @@ class Process:
         self._owner.gone = True
         self._storage: SteppedStorage | None = None
         self._database: _Database | None = None
+        self._execution: SteppedExecution | None = None
         self._system: ActorSystem | None = None
         self._identity: SimulatedIdentity | None = None
 
@@ -177,11 +178,12 @@ class Process:
         known.leases = Leases(secrets)
         known.proofs = world.proofs_of(self)
         self._identity = SimulatedIdentity(world, self.uuid, self.host, secrets.token_hex(8))
+        self._execution = SteppedExecution(world.scheduler, self.clock, self._owner)
         self._system = start(
             self._database,
             self._queues,
             clock=self.clock,
-            execution=SteppedExecution(world.scheduler, self.clock, self._owner),
+            execution=self._execution,
             identity=self._identity,
             **self._settings,
         )
@@ -211,9 +213,14 @@ class Process:
             self._system._abandon()
 
     def let_go(self) -> None:
-        """Close the connections that the test has opened in it, and abort what it did in them."""
+        """Close what the end of a process closes, and abort what the test did in its connections.
+
+        That is the connections that the test has opened in it, and sockets of event loops.
+        """
         if self._database is not None:
             self._database.let_go()
+        if self._execution is not None and self._owner.gone:
+            self._execution.let_go()
 
     def suspend(self) -> None:
         """Let it stand still, as SIGSTOP does, until it is resumed; its clock goes on."""
@@ -251,3 +258,8 @@ class Process:
         """Wait for a job's result, as `perdure.actors.ActorSystem.result`; time passes for it."""
         with self._acting():
             return self.system.result(job, timeout=timeout)
+
+    def wait(self, job: Job | JobRef | str, *, timeout: timedelta | None = None) -> None:
+        """Wait until a job is COMPLETED, as `perdure.actors.ActorSystem.wait`."""
+        with self._acting():
+            self.system.wait(job, timeout=timeout)

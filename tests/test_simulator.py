@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -24,6 +25,7 @@ from perdure.testing import (
     StuckError,
     World,
 )
+from perdure.testing.execution import SteppedExecution
 from support import simulated
 from support.simulated import add, doze, letters
 
@@ -253,6 +255,26 @@ def test_a_crash_in_a_thread_of_the_process_ends_all_of_them(world: World) -> No
     assert world.restless() == [
         "<Agent 'main' of 00000000-0000-0000-0000-000000000001> has 1 jobs"
     ]
+
+
+def test_a_crash_before_the_first_turn_of_an_event_loop_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loops = []
+    make = SteppedExecution.create_event_loop
+
+    def make_and_keep(execution: SteppedExecution) -> asyncio.AbstractEventLoop:
+        loops.append(make(execution))
+        process.crash()
+        return loops[-1]
+
+    monkeypatch.setattr(SteppedExecution, "create_event_loop", make_and_keep)
+    with World() as world:
+        process = world.process()
+        process.put(doze, 5.0)
+        world.run_until_idle()
+        assert not process.is_running
+    assert [loop.is_closed() for loop in loops] == [True]
 
 
 def test_the_tests_own_wait_ends_where_the_process_crashes(world: World) -> None:
