@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     )
     from perdure.testing.disk import Commit, Disk, MemoryStorage
     from perdure.testing.errors import NotAtRestError, ProcessCrashed, SimulationError, StuckError
+    from perdure.testing.execution import SteppedClock
     from perdure.testing.exploring import COMMITS, ExploreReport, OrderError, explore
     from perdure.testing.process import Process
     from perdure.testing.storage import Call, Fault
+    from perdure.testing.system import SteppedSystem
     from perdure.testing.world import World
 
 __all__ = [
@@ -47,6 +49,8 @@ __all__ = [
     "Recorded",
     "Seeded",
     "SimulationError",
+    "SteppedClock",
+    "SteppedSystem",
     "StuckError",
     "World",
     "break_everywhere",
@@ -59,9 +63,11 @@ _MODULES = (
     "crashes",
     "disk",
     "errors",
+    "execution",
     "exploring",
     "process",
     "storage",
+    "system",
     "world",
 )
 """Where the public names are; what needs a library that is optional comes last."""

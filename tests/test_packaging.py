@@ -17,6 +17,8 @@ import pytest
 from support.tree import DOCS, ROOT, TESTS
 
 ROOMS = ("model", "storage", "actors", "cli", "server", "testing")
+OPTIONAL = {"pytest"}
+"""What those have who use it: nothing else imports what needs it."""
 CLOCK = ROOT / "model" / "clock.py"
 
 
@@ -108,7 +110,15 @@ def test_what_is_required_is_imported_and_what_is_imported_is_required(setup_cfg
     used = {name.partition(".")[0] for path in sources(*ROOMS) for name in imported(path)}
 
     others = {name.lower() for name in used - sys.stdlib_module_names - {"perdure"}}
-    assert others == required
+    assert others - OPTIONAL == required
+
+
+def test_pytest_is_needed_by_nothing_but_its_plugin(setup_cfg):
+    users = {path for path in sources(*ROOMS) if "pytest" in imported(path)}
+    plugins = words(setup_cfg["options.entry_points"]["pytest11"])
+
+    assert users == {ROOT / "testing" / "plugin.py"}
+    assert plugins == ["perdure = perdure.testing.plugin"]
 
 
 # What the rooms promise each other
