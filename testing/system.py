@@ -307,10 +307,13 @@ class SteppedSystem:
         self.process.suspend()
         try:
             performer.start()
+            drain = timedelta(0)
             try:
                 performer.wait(ref, timeout=PERFORM_LIMIT)
+                # The worker may have committed the result, and not come back yet.
+                drain = timedelta(seconds=10)
             finally:
-                performer.stop(timedelta(0))
+                performer.stop(drain)
         except TimeoutError as error:
             raise NotAtRestError(
                 f"{error}; what happened:\n{self.world.scheduler.story()}"

@@ -327,10 +327,12 @@ def test_a_callable_that_no_job_can_have_is_refused(system: SteppedSystem) -> No
 # Performing one.
 
 
-def test_one_job_is_performed_and_what_it_puts_is_left_waiting(system: SteppedSystem) -> None:
+def test_one_job_is_performed_and_what_it_puts_is_left_waiting(
+    system: SteppedSystem, caplog: pytest.LogCaptureFixture
+) -> None:
     system.put(everyday.send, "first")
     assert system.perform(everyday.place_order, "ann") == "ann"
-    assert sent == []
+    assert (sent, caplog.records) == ([], [])
     system.assert_enqueued(everyday.send, args=["ann"])
     system.assert_enqueued(everyday.send, args=["first"])
     system.run_until_idle()
