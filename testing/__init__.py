@@ -10,14 +10,25 @@ if __name__ != "perdure.testing":
         "perdure.testing"
     )
 
-from perdure.testing.choosers import Calm, Chooser, Recorded, Seeded
-from perdure.testing.crashes import BreakReport, BrokenError, break_everywhere, crash_everywhere
-from perdure.testing.disk import Commit, Disk, MemoryStorage
-from perdure.testing.errors import NotAtRestError, ProcessCrashed, SimulationError, StuckError
-from perdure.testing.exploring import COMMITS, ExploreReport, OrderError, explore
-from perdure.testing.process import Process
-from perdure.testing.storage import Call, Fault
-from perdure.testing.world import World
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.testing.choosers import Calm, Chooser, Recorded, Seeded
+    from perdure.testing.crashes import (
+        BreakReport,
+        BrokenError,
+        break_everywhere,
+        crash_everywhere,
+    )
+    from perdure.testing.disk import Commit, Disk, MemoryStorage
+    from perdure.testing.errors import NotAtRestError, ProcessCrashed, SimulationError, StuckError
+    from perdure.testing.execution import SteppedClock
+    from perdure.testing.exploring import COMMITS, ExploreReport, OrderError, explore
+    from perdure.testing.process import Process
+    from perdure.testing.storage import Call, Fault
+    from perdure.testing.system import SteppedSystem
+    from perdure.testing.world import World
 
 __all__ = [
     "COMMITS",
@@ -38,9 +49,41 @@ __all__ = [
     "Recorded",
     "Seeded",
     "SimulationError",
+    "SteppedClock",
+    "SteppedSystem",
     "StuckError",
     "World",
     "break_everywhere",
     "crash_everywhere",
     "explore",
 ]
+
+_MODULES = (
+    "choosers",
+    "crashes",
+    "disk",
+    "errors",
+    "execution",
+    "exploring",
+    "process",
+    "storage",
+    "system",
+    "world",
+)
+"""Where the public names are; what needs a library that is optional comes last."""
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported before it is used: pytest loads the plugin, and so this package, in each of
+    # its runs, whatever they test.
+    if name in __all__:
+        for module_name in _MODULES:
+            module = import_module(f"perdure.testing.{module_name}")
+            if name in module.__all__:
+                found = globals()[name] = getattr(module, name)
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -69,6 +69,13 @@ class SteppedExecution(Execution):
         self._owner = owner
         self._loops: list[asyncio.AbstractEventLoop] = []
 
+    def let_go(self) -> None:
+        """Close the event loops whose threads have ended before their first turn."""
+        for loop in self._loops:
+            if not loop.is_running() and not loop.is_closed():
+                loop.close()
+        self._loops.clear()
+
     @property
     def has_crashed(self) -> bool:
         return self._owner.gone
@@ -83,14 +90,6 @@ class SteppedExecution(Execution):
         loop = _SteppedEventLoop(self._clock)
         self._loops.append(loop)
         return loop
-
-    def close(self) -> None:
-        """Let go of what a crash has left, when all threads have ended."""
-        for loop in self._loops:
-            if not loop.is_closed():
-                # Of its tasks, which no one will ever end, there is nothing to be told.
-                loop.set_exception_handler(lambda loop, context: None)
-                loop.close()
 
     def start_thread(self, target: Callable[[], None], name: str) -> ThreadHandle:
         full_name = f"{self._owner.name}/{name}" if self._owner.name else name
