@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -90,26 +91,31 @@ def break_everywhere(
     """
     if recoveries not in (1, 2):
         raise SimulationError(f"recoveries must be 1 or 2, not {recoveries!r}")
-    runner = _Runner(scenario, check, setup, chooser, rest_limit, settings)
+    runner = Runner(scenario, check, setup, chooser, rest_limit, settings)
     if at:
         runner.run(_parse(at, faults))
         return BreakReport(0, 1)
     calls = runner.run(())
     runs = 1
     for number, index in itertools.product(range(1, calls + 1), range(len(faults))):
-        strike = _Strike(0, number, index, faults[index])
+        strike = Strike(0, number, index, faults[index])
         recovery_calls = runner.run((strike,))
         runs += 1
         if recoveries == 2 and faults[index].crashes:
             for second in range(1, recovery_calls + 1):
                 for again, fault in enumerate(faults):
-                    runner.run((strike, _Strike(1, second, again, fault)))
+                    runner.run((strike, Strike(1, second, again, fault)))
                     runs += 1
     return BreakReport(calls, runs)
 
 
+def names_of(scenario: Scenario, check: Check) -> str:
+    """Return how a call names its scenario and its check."""
+    return ", ".join(getattr(each, "__name__", repr(each)) for each in (scenario, check))
+
+
 @dataclass(frozen=True, slots=True)
-class _Strike:
+class Strike:
     """One fault: in which life of the process, counted from 0, at which call, which one."""
 
     life: int
@@ -121,11 +127,11 @@ class _Strike:
         return f"{self.number}:{self.index}"
 
 
-def _parse(text: str, faults: Sequence[Fault]) -> tuple[_Strike, ...]:
+def _parse(text: str, faults: Sequence[Fault]) -> tuple[Strike, ...]:
     try:
         pairs = [tuple(map(int, part.split(":"))) for part in text.split()]
         return tuple(
-            _Strike(life, number, index, faults[index])
+            Strike(life, number, index, faults[index])
             for life, (number, index) in enumerate(pairs)
         )
     except (ValueError, IndexError) as error:
@@ -135,7 +141,7 @@ def _parse(text: str, faults: Sequence[Fault]) -> tuple[_Strike, ...]:
 
 
 @dataclass
-class _Runner:
+class Runner:
     """Runs a scenario with some faults."""
 
     scenario: Scenario
@@ -145,11 +151,12 @@ class _Runner:
     rest_limit: timedelta
     settings: dict[str, Any]
     struck: list[str] = field(default_factory=list)
+    function = "crash_everywhere"
 
-    def run(self, strikes: tuple[_Strike, ...]) -> int:
+    def run(self, strikes: tuple[Strike, ...]) -> int:
         """Run it, and return how many calls the last life of the process had."""
         self.struck = []
-        with World(chooser=self.chooser()) as world:
+        with self.world() as world:
             try:
                 return self._run(world, strikes)
             except Exception as error:
@@ -157,7 +164,14 @@ class _Runner:
                     raise
                 raise BrokenError(self._text(world, strikes, error)) from error
 
-    def _run(self, world: World, strikes: tuple[_Strike, ...]) -> int:
+    def world(self) -> contextlib.AbstractContextManager[World]:
+        """Make the world of one run."""
+        return World(chooser=self.chooser())
+
+    def crashed(self, world: World) -> None:
+        """Be called when the process has crashed, before it is started again."""
+
+    def _run(self, world: World, strikes: tuple[Strike, ...]) -> int:
         first = world.process("before")
         self.setup(first)
         first.stop()
@@ -168,6 +182,7 @@ class _Runner:
             life += 1
             if life > len(strikes):
                 raise SimulationError(f"{process!r} has ended without a fault")
+            self.crashed(world)
             self._live(world, process, strikes, life)
         calls = len(process.storage.calls)
         process.on_call = lambda call: None
@@ -175,7 +190,7 @@ class _Runner:
         return calls
 
     def _live(
-        self, world: World, process: Process, strikes: tuple[_Strike, ...], life: int
+        self, world: World, process: Process, strikes: tuple[Strike, ...], life: int
     ) -> None:
         """Start the process, and let it do what there is to do, unless it crashes."""
         self._arm(world, process, strikes, life)
@@ -192,9 +207,7 @@ class _Runner:
             if process.is_running:
                 raise
 
-    def _arm(
-        self, world: World, process: Process, strikes: tuple[_Strike, ...], life: int
-    ) -> None:
+    def _arm(self, world: World, process: Process, strikes: tuple[Strike, ...], life: int) -> None:
         planned = {strike.number: strike.fault for strike in strikes if strike.life == life}
 
         def on_call(call: Call) -> Fault | None:
@@ -213,14 +226,11 @@ class _Runner:
         assert not unended, "jobs were acknowledged and have not ended: " + "; ".join(unended)
         self.check(process)
 
-    def _text(self, world: World, strikes: tuple[_Strike, ...], error: Exception) -> str:
-        names = ", ".join(
-            getattr(each, "__name__", repr(each)) for each in (self.scenario, self.check)
-        )
+    def _text(self, world: World, strikes: tuple[Strike, ...], error: Exception) -> str:
         where = "; then ".join(self.struck) or "nowhere: the run was another one this time"
         at = " ".join(map(str, strikes))
         return (
             f"broken at {where}\n{type(error).__name__}: {error}\n"
             f"what happened until then:\n{world.scheduler.story()}\n"
-            f"to repeat it: crash_everywhere({names}, at={at!r})"
+            f"to repeat it: {self.function}({names_of(self.scenario, self.check)}, at={at!r})"
         )

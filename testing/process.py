@@ -160,17 +160,22 @@ class Process:
         return self.world.scheduler.acting(self._owner)
 
     def stop(self, drain: timedelta = timedelta(seconds=10)) -> None:
-        """Stop it as `perdure.actors.ActorSystem.stop` does."""
-        with self._acting():
-            self.system.stop(drain)
-            self._database.close()
-        self._owner.gone = True
+        """Stop it as `perdure.actors.ActorSystem.stop` does; what has not ended then is ended."""
+        try:
+            with self._acting():
+                self.system.stop(drain)
+        finally:
+            self._end()
 
     def crash(self) -> None:
         """Let it end at once, without its threads and its memory; the disk is as it is."""
         if self._owner.gone:
             return
         self.world.scheduler.note(f"{self.name} crashes")
+        self._end()
+
+    def _end(self) -> None:
+        """End all that it has, as its machine does with a process."""
         if self._storage is not None:
             self._storage.die()
         if self._identity is not None:
@@ -178,6 +183,16 @@ class Process:
         self.world.scheduler.end(self._owner)
         if self._system is not None:
             self._system._abandon()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it can reach the disk."""
+        return self._storage_alive().is_connected()
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether it stands still."""
+        return self._owner.suspended
 
     def suspend(self) -> None:
         """Let it stand still, as SIGSTOP does, until it is resumed; its clock goes on."""
