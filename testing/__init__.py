@@ -15,8 +15,11 @@ from perdure.testing.crashes import BreakReport, BrokenError, break_everywhere, 
 from perdure.testing.disk import Commit, Disk, MemoryStorage
 from perdure.testing.errors import NotAtRestError, ProcessCrashed, SimulationError, StuckError
 from perdure.testing.exploring import COMMITS, ExploreReport, OrderError, explore
+from perdure.testing.files import FileDisk, FileImage, Loss, losses_of, open_file
+from perdure.testing.losses import LossReport, lose_everywhere
 from perdure.testing.process import Process
 from perdure.testing.storage import Call, Fault
+from perdure.testing.turmoil import Trouble, turmoil
 from perdure.testing.world import World
 
 __all__ = [
@@ -30,6 +33,10 @@ __all__ = [
     "Disk",
     "ExploreReport",
     "Fault",
+    "FileDisk",
+    "FileImage",
+    "Loss",
+    "LossReport",
     "MemoryStorage",
     "NotAtRestError",
     "OrderError",
@@ -39,8 +46,13 @@ __all__ = [
     "Seeded",
     "SimulationError",
     "StuckError",
+    "Trouble",
     "World",
     "break_everywhere",
     "crash_everywhere",
     "explore",
+    "lose_everywhere",
+    "losses_of",
+    "open_file",
+    "turmoil",
 ]
