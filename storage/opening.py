@@ -23,6 +23,7 @@ from perdure.model.errors import (
     UnknownSettingError,
 )
 from perdure.model.moved import class_factory
+from perdure.storage.flushing import was_pack_interrupted
 from perdure.storage.limits import Limits
 from perdure.storage.shared import SharedStorage
 
@@ -187,7 +188,7 @@ def _check_file(path: str, create: bool) -> None:
         with open(path, "rb") as file:
             first = file.read(len(packed_version))
     except FileNotFoundError as error:
-        if create:
+        if create or was_pack_interrupted(path):
             return
         raise DatabaseNotFoundError(
             f"there is no database {path}: name an existing file, or make one by starting a "
