@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ def break_everywhere(
     __tracebackhide__ = True
     if recoveries not in (1, 2):
         raise SimulationError(f"recoveries must be 1 or 2, not {recoveries!r}")
-    runner = _Runner(scenario, check, setup, chooser, rest_limit, settings)
+    runner = Runner(scenario, check, setup, chooser, rest_limit, settings)
     if at:
         runner.run(_parse(at, faults))
         return BreakReport(0, 1)
@@ -110,24 +111,30 @@ def break_everywhere(
         return _break_everywhere(runner, faults, recoveries)
 
 
-def _break_everywhere(runner: _Runner, faults: Sequence[Fault], recoveries: int) -> BreakReport:
+def _break_everywhere(runner: Runner, faults: Sequence[Fault], recoveries: int) -> BreakReport:
     __tracebackhide__ = True
     calls = runner.run(())
     runs = 1
     for number, index in itertools.product(range(1, calls + 1), range(len(faults))):
-        strike = _Strike(0, number, index, faults[index])
+        strike = Strike(0, number, index, faults[index])
         recovery_calls = runner.run((strike,))
         runs += 1
         if recoveries == 2 and faults[index].crashes:
             for second in range(1, recovery_calls + 1):
                 for again, fault in enumerate(faults):
-                    runner.run((strike, _Strike(1, second, again, fault)))
+                    runner.run((strike, Strike(1, second, again, fault)))
                     runs += 1
     return BreakReport(calls, runs)
 
 
+def names_of(scenario: Scenario, check: Check, setup: Scenario = _nothing) -> str:
+    """Return how a call names its scenario, its check, and its set-up if it has one."""
+    names = f"{_name(scenario)}, {_name(check)}"
+    return names if setup is _nothing else f"{names}, setup={_name(setup)}"
+
+
 @dataclass(frozen=True, slots=True)
-class _Strike:
+class Strike:
     """One fault: in which life of the process, counted from 0, at which call, which one."""
 
     life: int
@@ -139,11 +146,11 @@ class _Strike:
         return f"{self.number}:{self.index}"
 
 
-def _parse(text: str, faults: Sequence[Fault]) -> tuple[_Strike, ...]:
+def _parse(text: str, faults: Sequence[Fault]) -> tuple[Strike, ...]:
     try:
         pairs = [tuple(map(int, part.split(":"))) for part in text.split()]
         return tuple(
-            _Strike(life, number, index, faults[index])
+            Strike(life, number, index, faults[index])
             for life, (number, index) in enumerate(pairs)
         )
     except (ValueError, IndexError) as error:
@@ -153,7 +160,7 @@ def _parse(text: str, faults: Sequence[Fault]) -> tuple[_Strike, ...]:
 
 
 @dataclass
-class _Runner:
+class Runner:
     """Runs a scenario with some faults."""
 
     scenario: Scenario
@@ -165,12 +172,13 @@ class _Runner:
     struck: list[str] = field(default_factory=list)
     until: int | None = None
     """How many events there were when the last fault struck."""
+    function = "crash_everywhere"
 
-    def run(self, strikes: tuple[_Strike, ...]) -> int:
+    def run(self, strikes: tuple[Strike, ...]) -> int:
         """Run it, and return how many calls the last life of the process had."""
         __tracebackhide__ = True
         self.struck, self.until = [], None
-        with World(chooser=self.chooser()) as world:
+        with self.world() as world:
             try:
                 return self._run(world, strikes)
             except Exception as error:
@@ -178,7 +186,14 @@ class _Runner:
                     raise
                 raise BrokenError(self._text(world, strikes, error)) from error
 
-    def _run(self, world: World, strikes: tuple[_Strike, ...]) -> int:
+    def world(self) -> contextlib.AbstractContextManager[World]:
+        """Make the world of one run."""
+        return World(chooser=self.chooser())
+
+    def crashed(self, world: World) -> None:
+        """Be called when the process has crashed, before it is started again."""
+
+    def _run(self, world: World, strikes: tuple[Strike, ...]) -> int:
         first = world.process("before")
         self.setup(first)
         first.stop()
@@ -189,6 +204,7 @@ class _Runner:
             life += 1
             if life > len(strikes):
                 raise SimulationError(f"{process!r} has ended without a fault")
+            self.crashed(world)
             self._live(world, process, strikes, life)
         calls = len(process.storage.calls)
         process.on_call = lambda call: None
@@ -196,7 +212,7 @@ class _Runner:
         return calls
 
     def _live(
-        self, world: World, process: Process, strikes: tuple[_Strike, ...], life: int
+        self, world: World, process: Process, strikes: tuple[Strike, ...], life: int
     ) -> None:
         """Start the process, and let it do what there is to do, unless it crashes."""
         self._arm(world, process, strikes, life)
@@ -213,9 +229,7 @@ class _Runner:
             if process.is_running:
                 raise
 
-    def _arm(
-        self, world: World, process: Process, strikes: tuple[_Strike, ...], life: int
-    ) -> None:
+    def _arm(self, world: World, process: Process, strikes: tuple[Strike, ...], life: int) -> None:
         planned = {strike.number: strike.fault for strike in strikes if strike.life == life}
 
         def on_call(call: Call) -> Fault | None:
@@ -235,14 +249,12 @@ class _Runner:
         assert not unended, "jobs were acknowledged and have not ended: " + "; ".join(unended)
         self.check(process)
 
-    def _text(self, world: World, strikes: tuple[_Strike, ...], error: Exception) -> str:
-        names = f"{_name(self.scenario)}, {_name(self.check)}"
-        if self.setup is not _nothing:
-            names += f", setup={_name(self.setup)}"
+    def _text(self, world: World, strikes: tuple[Strike, ...], error: Exception) -> str:
+        names = names_of(self.scenario, self.check, self.setup)
         where = "; then ".join(self.struck) or "nothing: the run was another one this time"
         at = " ".join(map(str, strikes))
         return (
             f"broken by {where}\n{type(error).__name__}: {error}\n"
             f"what happened until then:\n{world.scheduler.story(until=self.until)}\n"
-            f"to repeat it: crash_everywhere({names}, at={at!r})"
+            f"to repeat it: {self.function}({names}, at={at!r})"
         )
