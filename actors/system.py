@@ -65,6 +65,7 @@ from perdure.model.ref import JobRef, find_job
 from perdure.model.retrying import is_disconnect
 from perdure.model.status import Status
 from perdure.model.storable import contains_persistent
+from perdure.model.unsaved import Unsaved
 from perdure.storage.hearing import hear_of_commits
 from perdure.storage.opening import database_file, is_in_memory, open_database
 
@@ -284,7 +285,7 @@ class ActorSystem:
             )
         last: BaseException | None = None
         for _ in range(_ATTEMPTS):
-            state = job.__getstate__()
+            unsaved = Unsaved(job)
             ref: JobRef | None = None
             try:
                 with self.transaction() as connection:
@@ -292,7 +293,7 @@ class ActorSystem:
                     ref = job.ref
                 return ref
             except transaction.interfaces.TransientError as error:
-                job.__setstate__(state)
+                unsaved.restore()
                 if is_disconnect(error):
                     if ref is None:
                         raise

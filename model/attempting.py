@@ -29,7 +29,7 @@ from perdure.model.logs import events, fields
 from perdure.model.memory import Memory
 from perdure.model.names import NOT_OF_THE_CODE
 from perdure.model.policy import CommitErrored, JobErrored, Reschedule, Retry
-from perdure.model.retrying import wait_for_system_recovery
+from perdure.model.retrying import is_away, tell_of_wait, wait_for_system_recovery
 from perdure.model.status import Status
 from perdure.model.steps import Lost
 from perdure.model.storable import check_value, is_plain
@@ -133,7 +133,7 @@ class Attempting(Deciding):
         """Make one attempt, or have it made; return what went wrong, or None."""
         # A coroutine does not go through the lane, in which it could be for days: it counts
         # as alone.
-        if self._suspends and is_coroutine_job(job):
+        if self._suspends and self._is_coroutine_job(job):
             return self._hand_over(job, memory)
         with self._admit(alone) as attempt:
             self._view(job)
@@ -141,6 +141,21 @@ class Attempting(Deciding):
                 return None
             memory.restore(job)
             return self._attempt(job, extra, kwargs, attempt)
+
+    def _is_coroutine_job(self, job: Job) -> bool:
+        """Tell whether it is one; waits for the database."""
+        failures = 0
+        while True:
+            try:
+                return is_coroutine_job(job)
+            # A coroutine that is not known as one would run in this thread.
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                failures += 1
+                tell_of_wait(f"{job!r} waits for the database", error, failures, fields(job))
+                self._pause(failures)
+                self._view(job)
 
     def _hand_over(self, job: Job, memory: Memory) -> JobErrored | None:
         """Let somebody else run the coroutine."""

@@ -15,7 +15,8 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import transaction
-from transaction.interfaces import TransactionFailedError
+from transaction.interfaces import TransactionFailedError, TransientError
+from ZODB.POSException import POSKeyError, StorageError
 
 from perdure.model import local
 from perdure.model.errors import AbortedError, BadStatusError, ReassignedError
@@ -48,9 +49,16 @@ T = TypeVar("T")
 
 
 def is_coroutine_job(job: Job) -> bool:
-    """Tell whether what `job` calls is a coroutine function, as far as that is to be had."""
+    """Tell whether what `job` calls is a coroutine function, as far as that is to be had.
+
+    Raises what the storage does where it cannot tell now.
+    """
     try:
         return inspect.iscoroutinefunction(job.callable)
+    except POSKeyError:
+        return False
+    except (StorageError, TransientError):
+        raise
     # It will be told when the job is called.
     except Exception:
         return False

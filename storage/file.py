@@ -21,12 +21,22 @@ from typing import Any
 import zope.interface
 from persistent.TimeStamp import TimeStamp
 from ZEO.Exceptions import ClientDisconnected
+from ZODB.blob import LAYOUT_MARKER
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.FileStorage import FileStorageError, packed_version
 from ZODB.interfaces import IBlobStorageRestoreable
 from ZODB.utils import u64, z64
 
 from perdure.storage.commitlock import CommitLock
+from perdure.storage.flushing import (
+    cut_what_was_not_flushed,
+    finish_interrupted_pack,
+    flush_data,
+    flush_name,
+    forget_lost_layout,
+    is_on_one_page,
+    make_file,
+)
 from perdure.storage.forking import Inherited, let_go_in_children
 from perdure.storage.oids import GivenOids
 
@@ -55,12 +65,14 @@ class SharedFile(FileStorage, Inherited):
         # The thread that finishes a commit, while it is not known whether that is on disk.
         self._finishing: int | None = None
         try:
+            finish_interrupted_pack(path)
+            make_file(path)
             super().__init__(path, packer=self._copy_packed)
             if blob_dir is not None:
                 # Not by FileStorage, which empties the folder where the file is missing: it may
                 # be missing by mistake.
                 self.blob_dir = os.path.abspath(blob_dir)
-                self._blob_init(self.blob_dir, blob_layout)
+                self._init_blobs(blob_layout)
                 zope.interface.alsoProvides(self, IBlobStorageRestoreable)
         except BaseException:
             self._close_files()
@@ -80,6 +92,39 @@ class SharedFile(FileStorage, Inherited):
             self._file.seek(self._pos - 8)
             length = u64(self._file.read(8))
             self._ltid = self._read_txn_header(self._pos - length - 8).tid
+
+    def _init_blobs(self, layout: str) -> None:
+        if forget_lost_layout(self.blob_dir) and layout == "automatic":
+            # The ZODB takes a folder that is not quite empty for an old one.
+            layout = "bushy"
+        marker = os.path.join(self.blob_dir, LAYOUT_MARKER)
+        is_new = not os.path.exists(marker)
+        self._blob_init(self.blob_dir, layout)
+        if is_new:
+            self._flush_file(marker)
+
+    @staticmethod
+    def _flush_file(path: str) -> None:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        flush_name(path)
+
+    def _restore_index(self) -> Any:
+        restored = super()._restore_index()
+        start = len(packed_version) if restored is None else restored[1]
+        cut_what_was_not_flushed(self._file, self._file_name, start)
+        return restored
+
+    def _save_index(self) -> None:
+        # As FileStorage does, which puts it in the place of the old one before it is on disk;
+        # but a damaged index is not noticed, and finds other objects than those that it should.
+        name = f"{self._file_name}.index"
+        self._index.save(self._pos, f"{name}_tmp")
+        with open(f"{name}_tmp", "rb") as file:
+            os.fsync(file.fileno())
+        with contextlib.suppress(OSError):
+            os.replace(f"{name}_tmp", name)
+        self._saved += 1
 
     @property
     def is_open(self) -> bool:
@@ -107,6 +152,15 @@ class SharedFile(FileStorage, Inherited):
         if TimeStamp(tid) > self._ts:
             self._ts: Any = TimeStamp(tid)
 
+    def tpc_vote(self, transaction: Any) -> Any:
+        resolved = super().tpc_vote(transaction)
+        # Before the transaction is marked as finished: see `flushing`.
+        for oid, tid in self.dirty_oids:
+            self._flush_file(self.fshelper.getBlobFilename(oid, tid))
+        if not is_on_one_page(self._pos, self._nextpos):
+            flush_data(self._file.fileno())
+        return resolved
+
     def _finish(self, *args: Any) -> None:
         self._finishing = threading.get_ident()
         try:
@@ -127,9 +181,23 @@ class SharedFile(FileStorage, Inherited):
                 self._pack_replaces = False
                 self._replacing.release()
 
+    def _flush_packed(self) -> None:
+        try:
+            self._flush_file(f"{self._file_name}.pack")
+        except BaseException:
+            self.commit_lock.release()
+            raise
+
+    def _initIndex(self, *args: Any) -> None:
+        super()._initIndex(*args)
+        if self._pack_replaces:
+            # The file has its name now, and nobody has committed to it yet.
+            flush_name(self._file_name)
+
     def _copy_packed(self, storage: Any, referencesf: Any, stop: bytes, gc: bool) -> Any:
         result = FileStorage.packer(self, referencesf, stop, gc)
         if result is not None:
+            self._flush_packed()
             self._replacing.acquire()
             self._pack_replaces = True
             if not self._open:

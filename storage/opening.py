@@ -24,6 +24,7 @@ from perdure.model.errors import (
 )
 from perdure.model.given import checked_database
 from perdure.model.moved import class_factory
+from perdure.storage.flushing import was_pack_interrupted
 from perdure.storage.hearing import hear_of_commits
 from perdure.storage.limits import Limits
 from perdure.storage.shared import SharedStorage
@@ -197,7 +198,7 @@ def _check_file(path: str, create: bool) -> None:
         with open(path, "rb") as file:
             first = file.read(len(packed_version))
     except FileNotFoundError as error:
-        if create:
+        if create or was_pack_interrupted(path):
             return
         raise DatabaseNotFoundError(
             f"there is no database {path}: name an existing file, or make one by starting a "

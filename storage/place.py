@@ -19,6 +19,7 @@ from pathlib import Path
 from perdure.model.errors import DatabaseAccessError
 from perdure.model.localsocket import LONGEST, stranger
 from perdure.model.lockfile import LockFile
+from perdure.storage.flushing import was_pack_interrupted
 
 __all__ = ["Place"]
 
@@ -193,6 +194,8 @@ class Place:
 
     def has_database(self) -> bool:
         """Tell whether there is a file with something in it."""
+        if was_pack_interrupted(self.path):
+            return True
         try:
             return stat.S_ISREG(os.stat(self.path).st_mode) and os.path.getsize(self.path) > 0
         except OSError:

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from perdure.testing.errors import NotAtRestError, ProcessCrashed, SimulationError, StuckError
     from perdure.testing.execution import SteppedClock
     from perdure.testing.exploring import COMMITS, ExploreReport, OrderError, explore
+    from perdure.testing.files import FileDisk, FileImage, Loss, losses_of, open_file
+    from perdure.testing.losses import LossReport, lose_everywhere
     from perdure.testing.process import Process
     from perdure.testing.storage import Call, Fault
     from perdure.testing.system import SteppedSystem
+    from perdure.testing.troubles import Trouble, turmoil
     from perdure.testing.world import World
 
 __all__ = [
@@ -41,6 +44,10 @@ __all__ = [
     "Disk",
     "ExploreReport",
     "Fault",
+    "FileDisk",
+    "FileImage",
+    "Loss",
+    "LossReport",
     "MemoryStorage",
     "NotAtRestError",
     "OrderError",
@@ -52,10 +59,15 @@ __all__ = [
     "SteppedClock",
     "SteppedSystem",
     "StuckError",
+    "Trouble",
     "World",
     "break_everywhere",
     "crash_everywhere",
     "explore",
+    "lose_everywhere",
+    "losses_of",
+    "open_file",
+    "turmoil",
 ]
 
 _MODULES = (
@@ -65,9 +77,12 @@ _MODULES = (
     "errors",
     "execution",
     "exploring",
+    "files",
+    "losses",
     "process",
     "storage",
     "system",
+    "troubles",
     "world",
 )
 """Where the public names are; what needs a library that is optional comes last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -137,7 +138,9 @@ def break_everywhere(
     __tracebackhide__ = True
     if recoveries not in (1, 2):
         raise SimulationError(f"recoveries must be 1 or 2, not {recoveries!r}")
-    runner = _Runner(scenario, check, setup, others, restarts, chooser, rest_limit, settings)
+    runner = Runner(
+        scenario, check, setup, chooser, rest_limit, settings, others=others, restarts=restarts
+    )
     if at:
         runner.run(_parse(at, faults))
         return BreakReport(0, 1)
@@ -146,7 +149,7 @@ def break_everywhere(
 
 
 def _break_everywhere(
-    runner: _Runner,
+    runner: Runner,
     faults: Sequence[Fault],
     recoveries: int,
     kinds: Collection[str] | None,
@@ -173,18 +176,24 @@ def _of(kinds: Collection[str] | None, calls: Sequence[Call]) -> list[Call]:
 
 def _strikes(
     life: int, calls: Sequence[Call], faults: Sequence[Fault], in_turn: bool
-) -> Iterator[_Strike]:
+) -> Iterator[Strike]:
     """Return what is to be tried in one life of a process that has had these calls."""
     both = Fault.crash() in faults and not in_turn
     for call, (index, fault) in itertools.product(calls, enumerate(faults)):
         same = both and fault.crashes and call.kind in AFTER_AS_BEFORE
         if (in_turn and index != call.number % len(faults)) or same and fault.after:
             continue
-        yield _Strike(life, call.number, index, fault, points=1 + same)
+        yield Strike(life, call.number, index, fault, points=1 + same)
+
+
+def names_of(scenario: Scenario, check: Check, setup: Scenario = _nothing) -> str:
+    """Return how a call names its scenario, its check, and its set-up if it has one."""
+    names = f"{_name(scenario)}, {_name(check)}"
+    return names if setup is _nothing else f"{names}, setup={_name(setup)}"
 
 
 @dataclass(frozen=True, slots=True)
-class _Strike:
+class Strike:
     """One fault: in which life of the process, counted from 0, at which call, which one."""
 
     life: int
@@ -197,11 +206,11 @@ class _Strike:
         return f"{self.number}:{self.index}"
 
 
-def _parse(text: str, faults: Sequence[Fault]) -> tuple[_Strike, ...]:
+def _parse(text: str, faults: Sequence[Fault]) -> tuple[Strike, ...]:
     try:
         pairs = [tuple(map(int, part.split(":"))) for part in text.split()]
         return tuple(
-            _Strike(life, number, index, faults[index])
+            Strike(life, number, index, faults[index])
             for life, (number, index) in enumerate(pairs)
         )
     except (ValueError, IndexError) as error:
@@ -211,26 +220,27 @@ def _parse(text: str, faults: Sequence[Fault]) -> tuple[_Strike, ...]:
 
 
 @dataclass
-class _Runner:
+class Runner:
     """Runs a scenario with some faults."""
 
     scenario: Scenario
     check: Check
     setup: Scenario
-    others: Others
-    restarts: bool
     chooser: Callable[[], Chooser | None]
     rest_limit: timedelta
     settings: dict[str, Any]
+    others: Others = lambda world: None
+    restarts: bool = True
     struck: list[str] = field(default_factory=list)
     until: int | None = None
     """How many events there were when the last fault struck."""
+    function = "crash_everywhere"
 
-    def run(self, strikes: tuple[_Strike, ...]) -> list[Call]:
+    def run(self, strikes: tuple[Strike, ...]) -> list[Call]:
         """Run it, and return the calls of the last life of the process."""
         __tracebackhide__ = True
         self.struck, self.until = [], None
-        with World(chooser=self.chooser()) as world:
+        with self.world() as world:
             try:
                 return self._run(world, strikes)
             except Exception as error:
@@ -238,7 +248,14 @@ class _Runner:
                     raise
                 raise BrokenError(self._text(world, strikes, error)) from error
 
-    def _run(self, world: World, strikes: tuple[_Strike, ...]) -> list[Call]:
+    def world(self) -> contextlib.AbstractContextManager[World]:
+        """Make the world of one run."""
+        return World(chooser=self.chooser())
+
+    def crashed(self, world: World) -> None:
+        """Be called when the process has crashed, before it is started again."""
+
+    def _run(self, world: World, strikes: tuple[Strike, ...]) -> list[Call]:
         first = world.process("before")
         self.setup(first)
         first.stop()
@@ -252,6 +269,7 @@ class _Runner:
             life += 1
             if life > len(strikes):
                 raise SimulationError(f"{process!r} has ended without a fault")
+            self.crashed(world)
             calls = self._live(world, process, strikes, life)
         process.on_call = lambda call: None
         if process.is_running:
@@ -262,7 +280,7 @@ class _Runner:
         return []
 
     def _live(
-        self, world: World, process: Process, strikes: tuple[_Strike, ...], life: int
+        self, world: World, process: Process, strikes: tuple[Strike, ...], life: int
     ) -> list[Call]:
         """Start the process, and let it do what there is to do, unless it crashes."""
         calls = self._arm(world, process, strikes, life)
@@ -281,7 +299,7 @@ class _Runner:
         return calls
 
     def _arm(
-        self, world: World, process: Process, strikes: tuple[_Strike, ...], life: int
+        self, world: World, process: Process, strikes: tuple[Strike, ...], life: int
     ) -> list[Call]:
         planned = {strike.number: strike.fault for strike in strikes if strike.life == life}
         # A scenario may start the process again, whose calls count on.
@@ -307,14 +325,12 @@ class _Runner:
         assert not unended, "jobs were acknowledged and have not ended: " + "; ".join(unended)
         self.check(process)
 
-    def _text(self, world: World, strikes: tuple[_Strike, ...], error: Exception) -> str:
-        names = f"{_name(self.scenario)}, {_name(self.check)}"
-        if self.setup is not _nothing:
-            names += f", setup={_name(self.setup)}"
+    def _text(self, world: World, strikes: tuple[Strike, ...], error: Exception) -> str:
+        names = names_of(self.scenario, self.check, self.setup)
         where = "; then ".join(self.struck) or "nothing: the run was another one this time"
         at = " ".join(map(str, strikes))
         return (
             f"broken by {where}\n{type(error).__name__}: {error}\n"
             f"what happened until then:\n{world.scheduler.story(until=self.until)}\n"
-            f"to repeat it: crash_everywhere({names}, at={at!r})"
+            f"to repeat it: {self.function}({names}, at={at!r})"
         )

@@ -92,6 +92,10 @@ class Disk:
         if self._holder is not None:
             self.abort(self._holder[1])
 
+    def restart(self) -> None:
+        """Restart the server that has the storage: what is under way is aborted."""
+        self.break_off()
+
     def close(self) -> None:
         """Close the storage."""
         if self._holder is not None:

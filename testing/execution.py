@@ -28,6 +28,9 @@ __all__ = ["START", "SteppedClock", "SteppedExecution"]
 START = datetime(2030, 1, 1, tzinfo=UTC)
 """When simulations begin, unless they are told another moment."""
 
+SHORTEST_WAIT_SECONDS = 1e-6
+"""No wait that ends by itself is shorter, as on a real clock."""
+
 
 class SteppedClock(Clock):
     """A clock whose time passes only when the scheduler lets it.
@@ -53,6 +56,9 @@ class SteppedClock(Clock):
 
     def wait(self, condition: threading.Condition, timeout_seconds: float | None) -> None:
         seconds = None if timeout_seconds is None else timeout_seconds / self._rate
+        if seconds is not None and seconds > 0:
+            # With less, what rounding leaves of a wait would be waited for without end.
+            seconds = max(seconds, SHORTEST_WAIT_SECONDS)
         self._scheduler.wait(condition, seconds)
 
     def jump(self, duration: timedelta) -> None:

@@ -83,8 +83,12 @@ class _Database(ZODB.DB):
                 continue
             for each in connection.connections.values():
                 each.explicit_transactions = True
-            connection.transaction_manager.abort()
-            connection.close()
+            # Whoever is told of an abort may ask the storage. A connection whose closing was
+            # broken off by the crash is not known to its manager any more.
+            with contextlib.suppress(ProcessCrashed):
+                connection.transaction_manager.abort()
+            with contextlib.suppress(ProcessCrashed, KeyError):
+                connection.close()
         self._opened_by_test.clear()
 
 
@@ -192,18 +196,26 @@ class Process:
         return self.world.scheduler.acting(self._owner)
 
     def stop(self, drain: timedelta = timedelta(seconds=10)) -> None:
-        """Stop it as `perdure.actors.ActorSystem.stop` does."""
-        with self._acting():
-            self.system.stop(drain)
-            self.let_go()
-            self.system.database.close()
-        self._owner.gone = True
+        """Stop it as `perdure.actors.ActorSystem.stop` does; what has not ended then is ended."""
+        try:
+            with self._acting():
+                self.system.stop(drain)
+                self.let_go()
+                # What ZODB raises of a connection that failed while it was opened.
+                with contextlib.suppress(KeyError):
+                    self.system.database.close()
+        finally:
+            self._end()
 
     def crash(self) -> None:
         """Let it end at once, without its threads and its memory; the disk is as it is."""
         if self._owner.gone:
             return
         self.world.scheduler.note(f"{self.name} crashes")
+        self._end()
+
+    def _end(self) -> None:
+        """End all that it has, as its machine does with a process."""
         if self._storage is not None:
             self._storage.die()
         if self._identity is not None:
@@ -221,6 +233,16 @@ class Process:
             self._database.let_go()
         if self._execution is not None and self._owner.gone:
             self._execution.let_go()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it can reach the disk."""
+        return self._storage_alive().is_connected()
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether it stands still."""
+        return self._owner.suspended
 
     def suspend(self) -> None:
         """Let it stand still, as SIGSTOP does, until it is resumed; its clock goes on."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import sys
 import threading
@@ -38,6 +39,32 @@ MOST_ENDINGS = 10_000
 _LOGGERS = ("perdure.events", "perdure.trace", "ZODB.Connection")
 
 _TOLERANCE_SECONDS = 1e-9
+
+_EVENTS_PER_COLLECTION = 50_000
+
+
+class _Garbage:
+    """Keeps Python from looking for garbage whenever it likes.
+
+    What an object in a cycle holds would be gone at one moment in one run and at another in the
+    next: a record is loaded again, and all is another story from there on.
+    """
+
+    _kept_by = 0
+    _was_enabled = False
+
+    @classmethod
+    def keep(cls) -> None:
+        if not cls._kept_by:
+            cls._was_enabled = gc.isenabled()
+            gc.disable()
+        cls._kept_by += 1
+
+    @classmethod
+    def release(cls) -> None:
+        cls._kept_by -= 1
+        if not cls._kept_by and cls._was_enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +187,7 @@ class Scheduler:
         self._waits_since = 0.0
         self._numbers = 0
         self._closed = False
+        _Garbage.keep()
         self._quiet = _Quiet(self)
         for name in _LOGGERS:
             logging.getLogger(name).addFilter(self._quiet)
@@ -228,6 +256,9 @@ class Scheduler:
         try:
             self._hand_on(task)
         finally:
+            if task.condition is not None:
+                # It goes on to end, and must not be woken once it has ended.
+                self._wake(task)
             if not condition.acquire(blocking=False):
                 raise SimulationError(f"{task} needs a lock that another thread has kept")
         self._check(task)
@@ -292,6 +323,8 @@ class Scheduler:
 
     def close(self) -> list[str]:
         """Forget the simulation; return the names of the threads that have not ended."""
+        if not self._closed:
+            _Garbage.release()
         self._closed = True
         left = [task.name for task in self._tasks if task is not self.driver and not task.ended]
         self._leave()
@@ -314,6 +347,8 @@ class Scheduler:
     def _note(self, task: Task, text: str) -> None:
         if not task.is_gone:
             self.trace.append(Event(self.seconds, task.name, text))
+            if not len(self.trace) % _EVENTS_PER_COLLECTION:
+                gc.collect()
 
     def _check(self, task: Task) -> None:
         if task.error is not None:

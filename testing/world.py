@@ -24,6 +24,7 @@ from perdure.testing.choosers import Calm, Chooser
 from perdure.testing.disk import Disk
 from perdure.testing.errors import NotAtRestError, SimulationError
 from perdure.testing.execution import START, SteppedClock
+from perdure.testing.files import FileDisk, Loss
 from perdure.testing.process import Process
 from perdure.testing.scheduler import Scheduler
 from perdure.testing.storage import SteppedStorage
@@ -144,6 +145,42 @@ class World:
             yield
         finally:
             self.scheduler.chooser = before
+
+    # The disk, and how it is reached.
+
+    def restart_server(self, down: timedelta = timedelta(seconds=1)) -> None:
+        """Restart what serves the disk: all connections are lost, and back when it is up again.
+
+        Commits that are under way are aborted. Time passes meanwhile, and what processes want of
+        the disk fails. A process whose connection was cut before stays cut off.
+
+        :param down: how long it takes; zero or more.
+        """
+        if down < timedelta(0):
+            raise ValueError(f"a server cannot be down for {down}")
+        cut = [each for each in self.processes if each.is_running and each.is_connected]
+        for process in cut:
+            process.cut()
+        self.disk.restart()
+        self.advance(down)
+        for process in cut:
+            if process.is_running:
+                process.restore()
+
+    def lose_power(self, loss: Loss) -> None:
+        """Let the machine of a `FileDisk` lose its power: all processes crash, and data is lost.
+
+        The file is opened again as it is then; processes stay as they are until they are started.
+        Raises `SimulationError` for another disk, and what the opening raises.
+        """
+        if not isinstance(self.disk, FileDisk):
+            raise SimulationError(f"{type(self.disk).__name__} is in no file: use a FileDisk")
+        for process in self.processes:
+            process.crash()
+        if self._observed is not None:
+            self._observed.close()
+            self._observed = None
+        self.disk.lose(loss)
 
     # Time.
 

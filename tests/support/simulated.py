@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import transaction
@@ -50,3 +51,22 @@ def touch(name: str) -> None:
     """Read a counter, let another go on, and write it."""
     data = root()
     data[name] = data.get(name, 0) + 1
+
+
+def run_in_thread(name: str) -> str:
+    """Let a thread of the job's own do something, and wait for it."""
+    done: list[str] = []
+    thread = threading.Thread(target=lambda: done.append(f"{name}, in a thread of its own"))
+    thread.start()
+    thread.join()
+    return done[0]
+
+
+class Block:
+    """Waits for what the simulation knows nothing of."""
+
+    gate = threading.Event()
+
+
+def block() -> None:
+    Block.gate.wait()
