@@ -103,6 +103,11 @@ class Process:
         return self._system is not None and not self._owner.gone
 
     @property
+    def is_suspended(self) -> bool:
+        """Whether it runs, and stands still."""
+        return self.is_running and self._owner.suspended
+
+    @property
     def system(self) -> ActorSystem:
         """Its system; raises `ProcessCrashed` where it has crashed, or was stopped."""
         self._storage_alive()
@@ -210,6 +215,11 @@ class Process:
             ref = self.system.put(item, *args, **kwargs)
         self.world.acknowledged.append(ref)
         return ref
+
+    def ask(self, message: object, timeout: timedelta | None = timedelta(seconds=60)) -> Any:
+        """Ask its system, as `perdure.actors.ActorSystem.ask`; time passes until it answers."""
+        with self._acting():
+            return self.system.ask(message, timeout)
 
     def result(self, job: Job | JobRef | str, *, timeout: timedelta | None = None) -> Any:
         """Wait for a job's result, as `perdure.actors.ActorSystem.result`; time passes for it."""

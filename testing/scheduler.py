@@ -137,6 +137,7 @@ class Scheduler:
         self._by_thread: dict[int, Task] = {}
         self._waiters: dict[threading.Condition, list[Task]] = {}
         self._limit: float | None = None
+        self._points_left: int | None = None
         self._ending: Task | None = None
         self._waits_since = 0.0
         self._numbers = 0
@@ -168,6 +169,8 @@ class Scheduler:
             self._waits_since = self.seconds
         self._check(task)
         if self.points is None or kind in self.points:
+            if self._points_left is not None and task is not self.driver:
+                self._points_left -= 1
             self._hand_on(task)
             self._check(task)
 
@@ -213,17 +216,22 @@ class Scheduler:
                 raise SimulationError(f"{task} needs a lock that another thread has kept")
         self._check(task)
 
-    def let_others_go_on(self, until: float | None = None) -> None:
+    def let_others_go_on(self, until: float | None = None, points: int | None = None) -> None:
         """Let the others go on until none can; the driver only.
 
-        With `until`, time passes to that moment, and what it brings is done in order.
+        With `until`, time passes to that moment, and what it brings is done in order. With
+        `points`, the driver goes on after that many points, whoever could go on.
         """
         task = self.me()
         if task is not self.driver:
             raise SimulationError("only the test itself can let time pass")
+        if points is not None and points <= 0:
+            return
         self._limit = self.seconds if until is None else until
+        self._points_left = points
         task.state = _State.IDLE
         self._hand_on(task)
+        self._points_left = None
 
     @contextlib.contextmanager
     def acting(self, owner: Owner) -> Iterator[None]:
@@ -361,6 +369,9 @@ class Scheduler:
                 return gone[0]
             if self._ending is not None:
                 return self._ending
+            if self._points_left is not None and self._points_left <= 0:
+                self.driver.state = _State.READY
+                return self.driver
             self._wake_due()
             ready = [
                 task

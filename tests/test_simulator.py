@@ -10,6 +10,7 @@ import pytest
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.FileStorage import FileStorage
 
+from perdure.actors import Resize
 from perdure.model import Failure, Job, NeverRetry, PutInDoubtError, Status, get_queue
 from perdure.testing import (
     Disk,
@@ -173,6 +174,36 @@ def test_transactions_of_two_processes_conflict_where_they_would() -> None:
             begins = [str(event) for event in world.scheduler.trace if "abort" in str(event)]
             conflicts += len(begins)
     assert conflicts > 0
+
+
+def test_the_test_may_go_on_while_others_are_in_the_middle_of_something(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    ref = process.put(add, "n")
+    statuses = set()
+    for _ in range(200):
+        passed = len(process.storage.calls)
+        world.step()
+        assert len(process.storage.calls) - passed <= 1
+        statuses.add(world.status(ref))
+        assert world.check() == []
+    assert statuses == {Status.PENDING, Status.ASSIGNED, Status.ACTIVE, Status.COMPLETED}
+    with pytest.raises(ValueError, match="points must be 0 or more"):
+        world.step(-1)
+
+
+def test_a_process_answers_questions_and_time_passes_until_it_does(world: World) -> None:
+    process = world.process()
+    assert process.ask(Resize("", "main", 7)) is None
+    with world.look() as connection:
+        record = get_queue(connection, "").dispatchers[process.uuid]
+        assert record["main"].size == 7
+    process.suspend()
+    assert process.is_suspended
+    process.crash()
+    with pytest.raises(ProcessCrashed):
+        process.ask(Resize("", "main", 7))
+    assert not process.is_suspended
 
 
 def test_a_thread_that_the_simulation_does_not_know_cannot_wait_in_it(world: World) -> None:
