@@ -212,6 +212,9 @@ class Scheduler:
         try:
             self._hand_on(task)
         finally:
+            if task.condition is not None:
+                # It did not come to what it waited for, and is not to be woken when it has ended.
+                self._wake(task)
             if not condition.acquire(blocking=False):
                 raise SimulationError(f"{task} needs a lock that another thread has kept")
         self._check(task)

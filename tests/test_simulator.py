@@ -416,6 +416,27 @@ def test_a_commit_that_stands_still_is_broken_off_for_others(world: World) -> No
     assert stuck.is_running
 
 
+def test_one_that_crashes_while_it_waits_for_a_commit_is_not_woken_by_its_end(
+    world: World,
+) -> None:
+    holder, waiter = world.process("holder"), world.process("waiter")
+    world.run_until_idle()
+
+    def suspend(call: object) -> None:
+        if getattr(call, "kind", "") == "vote":
+            holder.suspend()
+
+    holder.on_call = suspend  # type: ignore[assignment]
+    world.advance(timedelta(seconds=31))  # signs of life are due
+    assert holder.is_suspended
+    waiter.crash()
+    holder.on_call = lambda call: None
+    holder.resume()
+    ref = holder.put(add, "n")
+    world.come_to_rest()
+    assert world.result(ref) == 1
+
+
 # Disks.
 
 
