@@ -168,7 +168,10 @@ class Process:
         """Stop it as `perdure.actors.ActorSystem.stop` does."""
         with self._acting():
             self.system.stop(drain)
-            self._database.close()
+            # ZODB stumbles over a connection that the disk was cut from while it was opened.
+            with contextlib.suppress(KeyError):
+                self._database.close()
+            self._storage_alive().die()
         self._owner.gone = True
 
     def crash(self) -> None:
@@ -202,6 +205,13 @@ class Process:
         self._storage_alive().restore()
 
     # What an application does in it.
+
+    def acting(self) -> contextlib.AbstractContextManager[None]:
+        """Let what the test does in a with statement be done by this process.
+
+        It shares the fate of the process then: `ProcessCrashed` is raised where that crashes.
+        """
+        return self._acting()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from ZEO.Exceptions import ClientDisconnected
 from ZODB.FileStorage import FileStorage
 
 from perdure.actors import Resize
-from perdure.model import Failure, Job, NeverRetry, PutInDoubtError, Status, get_queue
+from perdure.model import Failure, Job, NeverRetry, PutInDoubtError, Status, get_queue, pack
 from perdure.testing import (
     Disk,
     Fault,
@@ -449,6 +449,26 @@ def test_a_file_may_be_the_disk(tmp_path: object) -> None:
         process.start()
         world.come_to_rest()
         assert (world.result(ref), world.check()) == (1, [])
+
+
+def test_a_disk_may_be_packed_to_a_moment_before_the_last_one(world: World) -> None:
+    process = world.process()
+    process.put(add, "n")
+    world.come_to_rest()
+    with process.acting():
+        pack(process.system.database, timedelta(0))
+        pack(process.system.database, MINUTE)
+    assert counter(world) == 1
+
+
+def test_a_process_that_could_not_open_a_connection_can_be_stopped(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    process.cut()
+    with pytest.raises(ClientDisconnected), process.transaction():
+        pass
+    process.stop()
+    assert not process.is_running
 
 
 # Misuse.
