@@ -10,6 +10,9 @@ if __name__ != "perdure.testing":
         "perdure.testing"
     )
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from perdure.testing.choosers import Calm, Chooser, Recorded, Seeded
 from perdure.testing.crashes import BreakReport, BrokenError, break_everywhere, crash_everywhere
 from perdure.testing.disk import Commit, Disk, MemoryStorage
@@ -18,6 +21,10 @@ from perdure.testing.exploring import COMMITS, ExploreReport, OrderError, explor
 from perdure.testing.process import Process
 from perdure.testing.storage import Call, Fault
 from perdure.testing.world import World
+
+if TYPE_CHECKING:
+    from perdure.testing import strategies
+    from perdure.testing.machine import RuntimeMachine
 
 __all__ = [
     "COMMITS",
@@ -36,6 +43,7 @@ __all__ = [
     "Process",
     "ProcessCrashed",
     "Recorded",
+    "RuntimeMachine",
     "Seeded",
     "SimulationError",
     "StuckError",
@@ -43,4 +51,23 @@ __all__ = [
     "break_everywhere",
     "crash_everywhere",
     "explore",
+    "strategies",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs Hypothesis when it is asked for, and not before."""
+    if name not in ("RuntimeMachine", "strategies"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        strategies = importlib.import_module("perdure.testing.strategies")
+        machine = importlib.import_module("perdure.testing.machine")
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        raise ImportError(
+            f"perdure.testing.{name} needs Hypothesis, which is not installed: "
+            "install perdure[testing]",
+            name=error.name,
+        ) from error
+    return strategies if name == "strategies" else machine.RuntimeMachine
