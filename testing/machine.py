@@ -14,6 +14,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from transaction.interfaces import TransientError
+from ZODB.POSException import ConflictError
 
 from perdure.actors.messages import Resize
 from perdure.model.errors import (
@@ -467,13 +468,24 @@ class RuntimeMachine(RuleBasedStateMachine):
             process.clock.jump(self.world.now - process.clock.now())
             if not process.is_running:
                 self._start(process)
-            with process.transaction() as connection:
-                queue = get_queue(connection, "")
-                queue.resume()
-                queue.resize(2)
-                for name in self.QUOTAS:
-                    queue.quotas[name].size = max(1, queue.quotas[name].size)
+        self._persist(self._open_all)
         self.world.come_to_rest(self.REST_LIMIT)
         self.nothing_is_wrong()
         wrong = self.balance()
         assert not wrong, "; ".join(wrong) + "\n" + self.world.scheduler.story()
+
+    def _open_all(self, connection: Any) -> None:
+        """Let everything that was put be run, where somebody has narrowed it."""
+        queue = get_queue(connection, "")
+        queue.resume()
+        queue.resize(2)
+        for name in self.QUOTAS:
+            queue.quotas[name].size = max(1, queue.quotas[name].size)
+
+    def _persist(self, change: Callable[[Any], None]) -> None:
+        """Make a change that others may conflict with, until it is made."""
+        while True:
+            with contextlib.suppress(ConflictError):
+                with self.world.processes[0].transaction() as connection:
+                    change(connection)
+                return

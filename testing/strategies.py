@@ -94,7 +94,10 @@ def jobs(
     hour = st.none() | durations(timedelta(hours=1))
     return st.builds(
         make,
-        st.tuples(args if args is not None else st.just(()), kwargs or st.just({})),
+        st.tuples(
+            args if args is not None else st.just(()),
+            kwargs if kwargs is not None else st.just({}),
+        ),
         st.lists(st.sampled_from(list(quotas)), unique=True) if quotas else st.just([]),
         hour,
         hour,
