@@ -199,8 +199,10 @@ class RuntimeMachine(RuleBasedStateMachine):
 
     # Jobs.
 
-    @initialize(plans=st.lists(_plans, max_size=3))
-    def put_first_jobs(self, plans: list[Plan]) -> None:
+    @initialize(plans=st.lists(_plans, max_size=4), more=st.integers(0, 2))
+    def begin_with(self, plans: list[Plan], more: int) -> None:
+        for process in self.world.processes[1 : 1 + more]:
+            process.start()
         for plan in plans:
             self._put(plan, 0)
 
@@ -298,9 +300,10 @@ class RuntimeMachine(RuleBasedStateMachine):
     # What befalls processes.
 
     @precondition(lambda self: self.running)
-    @rule(at=_indexes)
-    def crash(self, at: int) -> None:
+    @rule(at=_indexes, turns=strategies.turns(), points=st.integers(0, 80))
+    def crash(self, at: int, turns: Turns = (), points: int = 0) -> None:
         process = self.running[at % len(self.running)]
+        self.step(turns, points)
         self.books.troubles.add("crash")
         process.crash()
         self._cut.discard(process.name)
@@ -339,6 +342,24 @@ class RuntimeMachine(RuleBasedStateMachine):
     def suspend(self, at: int) -> None:
         self.books.troubles.add("suspend")
         self.awake[at % len(self.awake)].suspend()
+
+    @precondition(lambda self: self.awake)
+    @rule(
+        at=_indexes,
+        turns=strategies.turns(),
+        points=st.integers(0, 80),
+        seconds=st.sampled_from([11, 75, 150]),
+    )
+    def stand_still(self, at: int, turns: Turns, points: int, seconds: int) -> None:
+        """Suspend a process in the middle of something, for longer than others wait for it."""
+        process = self.awake[at % len(self.awake)]
+        self.step(turns, points)
+        # It may have crashed meanwhile, at a call that was broken.
+        if process.is_running:
+            self.books.troubles.add("suspend")
+            process.suspend()
+            self.world.advance(timedelta(seconds=seconds))
+            process.resume()
 
     @precondition(lambda self: len(self.awake) < len(self.running))
     @rule()

@@ -144,13 +144,17 @@ def test_jobs_whose_code_has_vanished_go_on_when_it_is_back() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda ledger: ledger.effects["job 1"].happen(), "'job 1' was done 1 times"),
+        (
+            lambda ledger: ledger.effects["job 1"].happen(),
+            "Failure.*and 'job 1' was done 1 times",
+        ),
         (lambda ledger: setattr(ledger.counter, "value", 3), "0 jobs have counted to 3"),
         (
             lambda ledger: setattr(ledger.effects["job 1"], "count", 2),
             "'job 1' was done 2 times, since a commit of anna",
         ),
     ],
+    ids=["done by a failed job", "counted by nobody", "done twice"],
 )
 def test_books_that_do_not_balance_are_noticed(change: Any, complaint: str) -> None:
     def cheat(machine: RuntimeMachine) -> None:
