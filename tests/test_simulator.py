@@ -11,7 +11,17 @@ from ZEO.Exceptions import ClientDisconnected
 from ZODB.FileStorage import FileStorage
 
 from perdure.actors import Resize
-from perdure.model import Failure, Job, NeverRetry, PutInDoubtError, Status, get_queue, pack
+from perdure.model import (
+    Failure,
+    Job,
+    NeverRetry,
+    PutInDoubtError,
+    Reschedule,
+    RetryPolicy,
+    Status,
+    get_queue,
+    pack,
+)
 from perdure.testing import (
     Disk,
     Fault,
@@ -23,6 +33,7 @@ from perdure.testing import (
     SimulationError,
     StuckError,
     World,
+    scheduler,
 )
 from support import simulated
 from support.simulated import add, doze, letters
@@ -101,6 +112,27 @@ def test_a_wait_for_what_never_comes_ends_with_the_states_of_all(world: World) -
     ref = process.put(add, "n")
     with pytest.raises(StuckError, match="waits for what never comes"):
         process.system.result(ref)
+
+
+class AtOnce(RetryPolicy):
+    """Lets a job be run again at once, without end."""
+
+    def on_receive(self, message: object) -> Reschedule:
+        return Reschedule(timedelta(0))
+
+
+def test_what_goes_on_without_end_while_no_time_passes_is_broken_off(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MOST_POINTS_AT_ONCE", 1000)
+    process = world.process()
+    job = Job(simulated.fail, "no")
+    job.retry_policy_factory = AtOnce
+    ref = process.put(job)
+    with pytest.raises(StuckError, match="goes on and on, and no time passes"):
+        world.come_to_rest()
+    with pytest.raises(StuckError, match="goes on and on, and no time passes"):
+        process.result(ref)
 
 
 def test_each_process_has_a_clock_of_its_own(world: World) -> None:
