@@ -222,3 +222,20 @@ def test_a_put_without_a_process_that_is_awake_is_refused() -> None:
             machine.put(lambda connection: Job(add, "n"))
 
     play(put)
+
+
+@pytest.mark.slow
+def test_the_same_story_is_the_same_run_so_that_it_can_be_made_shorter() -> None:
+    def tell() -> tuple[list[str], list[Any]]:
+        plans = [Plan("contend", callbacks=CALLBACKS), Plan("doze"), Plan("return", ("fail",))]
+        machine = play(
+            lambda machine: machine.begin_with(plans, 2),
+            lambda machine: machine.stand_still(0, 7, 40, 75),
+            lambda machine: machine.crash(1, (1, 0, 2), 30),
+            lambda machine: machine.run_until_idle(3),
+        )
+        return [str(event) for event in machine.world.scheduler.trace], machine.world.disk.commits
+
+    first, second = tell(), tell()
+    assert len(first[0]) > 500
+    assert first == second
