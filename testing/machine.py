@@ -407,7 +407,8 @@ class RuntimeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.awake)
     @rule(at=_indexes, size=st.integers(0, 4))
     def resize(self, at: int, size: int) -> None:
-        with self.attempt(), contextlib.suppress(PerdureError):
+        # It may not have joined the queue yet, and have no agent.
+        with self.attempt(), contextlib.suppress(PerdureError, KeyError):
             self.awake[at % len(self.awake)].ask(Resize("", "main", size))
 
     @precondition(lambda self: self.awake)
