@@ -39,7 +39,7 @@ from perdure.actors.messages import (
     Wake,
 )
 from perdure.actors.outage import PROBE_INTERVAL, Outage
-from perdure.model.agent import Agent
+from perdure.model.agent import Agent, checked_size
 from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.errors import PerdureError, UnknownSettingError
 from perdure.model.failure import Failure
@@ -163,6 +163,7 @@ class DispatcherActor(DatabaseActor):
         self._claiming = True
         self._deactivated = False
         self._last_poll: tuple[QueuePoll, ...] | None = None
+        self._unknown: tuple[str, ...] = ()
         self._outage = Outage(context.database.storage, context.clock)
         self._touched: float | None = None
         self._in_touch_since: float | None = None
@@ -227,11 +228,12 @@ class DispatcherActor(DatabaseActor):
             agent = self._record(message.queue)[message.agent]
             agent.size = message.size
 
-        if message.queue not in self._queues:
+        checked_size(str(message.agent), message.size)
+        if not isinstance(message.queue, str) or message.queue not in self._queues:
             raise UnknownSettingError(
                 f"this system works for the queues {sorted(self._queues)}, not {message.queue!r}"
             )
-        self._commit(resize, raises=True)
+        self._operate(resize)
         self._poll()
 
     @handles(RetryJob)
@@ -252,7 +254,11 @@ class DispatcherActor(DatabaseActor):
 
     def _operate(self, change: Callable[[], None]) -> None:
         """Commit what an operator wants; what speaks against it is for the asker alone."""
-        self._commit(change, raises=True, logged=lambda error: isinstance(error, PerdureError))
+
+        def is_the_askers(error: Exception) -> bool:
+            return isinstance(error, (PerdureError, KeyError))
+
+        self._commit(change, raises=True, logged=is_the_askers)
 
     @handles(PollNow)
     def _poll_now(self, message: PollNow) -> None:
@@ -609,7 +615,16 @@ class DispatcherActor(DatabaseActor):
 
     def _names_to_serve(self) -> list[str]:
         wanted = self._context.settings.queues
-        there = list(find_queues(self._connection))
+        queues = find_queues(self._connection)
+        there, unknown = list(queues), tuple(queues.unknown())
+        if unknown != self._unknown:
+            self._unknown = unknown
+            for name in unknown:
+                events.error(
+                    "the queue %r is of a class that this version of Perdure does not know, and "
+                    "is left alone: run it with the version that has stored it",
+                    name, extra=fields(queue=name),
+                )  # fmt: skip
         return there if wanted is None else [name for name in there if name in wanted]
 
     def _join_queue(self, name: str, state: _QueueState) -> str:

@@ -8,6 +8,7 @@ from collections import OrderedDict, deque
 from datetime import timedelta
 
 from perdure.actors.messages import JobEnded, JobReport, JobStarted, PollDone, Statistics
+from perdure.model.errors import JobNotFoundError
 from perdure.model.moments import checked_moment
 from perdure.model.ref import JobRef
 
@@ -81,7 +82,9 @@ class History:
         return tuple(self._active.values())
 
     def job(self, ref: JobRef) -> JobReport | None:
-        """Return what is remembered of a job, or None."""
+        """Return what is remembered of a job, or None; raises for what is no `JobRef`."""
+        if not isinstance(ref, JobRef):
+            raise JobNotFoundError(f"{ref!r} names no job: give a JobRef, as put returns it")
         return self._active.get(ref) or self._done.get(ref)
 
     def polls(

@@ -376,7 +376,10 @@ class ActiveJobsAsked:
 
 @dataclass(frozen=True, slots=True)
 class JobAsked:
-    """What of this job? Answered with a `JobReport`, or None if it is not remembered."""
+    """What of this job? Answered with a `JobReport`, or None if it is not remembered.
+
+    Raises `JobNotFoundError` for what is no `JobRef`.
+    """
 
     ref: JobRef
 

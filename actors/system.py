@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import os
 import pickle
 import signal
@@ -16,7 +17,9 @@ from typing import Any, Self
 
 import pykka
 import transaction
+from ZODB.POSException import ReadConflictError
 
+from perdure.actors import messages, wire
 from perdure.actors.base import acts_for
 from perdure.actors.context import Activity, Context, Directory, Settings
 from perdure.actors.control import ControlServer
@@ -32,6 +35,8 @@ from perdure.actors.messages import (
     StatusAsked,
     StopClaiming,
     StopTree,
+    Subscribe,
+    Unsubscribe,
     Wake,
 )
 from perdure.actors.supervisor import SupervisorActor
@@ -46,6 +51,7 @@ from perdure.model.errors import (
     NotStorableError,
     PerdureError,
     PutInDoubtError,
+    UnknownMessageError,
     UnknownSettingError,
 )
 from perdure.model.failure import Failure
@@ -59,6 +65,7 @@ from perdure.model.ref import JobRef, find_job
 from perdure.model.retrying import is_disconnect
 from perdure.model.status import Status
 from perdure.model.storable import contains_persistent
+from perdure.storage.hearing import hear_of_commits
 from perdure.storage.opening import database_file, is_in_memory, open_database
 
 __all__ = ["ActorSystem", "start"]
@@ -70,6 +77,19 @@ _THREAD_ENDS = timedelta(seconds=5)
 _STUCK_ENDS = timedelta(seconds=1)
 _SIGNAL_SEEN_SECONDS = 0.5
 _ATTEMPTS = 10
+
+FOR_A_SYSTEM = (*wire.MESSAGES, Subscribe, Unsubscribe)
+"""The messages that others may send to a system."""
+
+BETWEEN_ACTORS = tuple(
+    kind
+    for kind in dict.fromkeys(map(vars(messages).get, messages.__all__))
+    if dataclasses.is_dataclass(kind)
+    and isinstance(kind, type)
+    and kind.__module__ == messages.__name__
+    and kind not in (*FOR_A_SYSTEM, Wake)
+)
+"""Those that its actors tell each other; sent by others, they could spoil what the actors know."""
 
 FOR_THE_DISPATCHER = (CancelJob, PauseQueue, PollNow, Resize, ResumeQueue, RetryJob, Wake)
 """The messages that `ActorSystem.ask` and `tell` bring to the dispatcher."""
@@ -119,6 +139,10 @@ def start(
         ping_interval=_checked_interval("ping_interval", ping_interval),
         ping_death_interval=_checked_interval("ping_death_interval", ping_death_interval),
     )
+    if execution is not None and not hasattr(execution, "start_thread"):
+        raise UnknownSettingError(f"execution has to be an Execution, not {execution!r}")
+    if clock is not None and not isinstance(clock, Clock):
+        raise UnknownSettingError(f"clock has to be a perdure.model.Clock, not {clock!r}")
     if handle_signals and threading.current_thread() is not threading.main_thread():
         raise UnknownSettingError("handle_signals works in the main thread only")
     if settings.ping_death_interval <= settings.ping_interval:
@@ -175,6 +199,7 @@ class ActorSystem:
             known.clock = clock
         clock = known.clock
         known.unresolved.clear()
+        hear_of_commits(database)
         install(database, settings.queues if settings.queues is not None else ("",))
         self._identity = identity or _identity(database, clock)
         places = sum((settings.queues or {"": settings.agent_size}).values())
@@ -321,17 +346,21 @@ class ActorSystem:
         longest = self._context.settings.poll_interval.total_seconds()
         with self._context.results.listen(ref, clock) as listener:
             while True:
-                with self.transaction() as connection:
-                    job = find_job(connection, ref)
-                    status = job.status
-                    if status in statuses:
-                        return read(job)
+                try:
+                    with self.transaction() as connection:
+                        job = find_job(connection, ref)
+                        status = job.status.name
+                        if job.status in statuses:
+                            return read(job)
+                # Another client of the server has put it, and we have not heard of that yet.
+                except ReadConflictError:
+                    status = "not to be seen here yet"
                 left = longest if deadline is None else deadline - clock.monotonic()
                 if left <= 0:
-                    raise TimeoutError(f"job {ref} is {status.name} after {timeout}")
+                    raise TimeoutError(f"job {ref} is {status} after {timeout}")
                 if self._stopped.is_set():
                     raise PerdureError(
-                        f"the system was stopped, and job {ref} is {status.name}: it goes on "
+                        f"the system was stopped, and job {ref} is {status}: it goes on "
                         "when a system is started on this database again"
                     )
                 listener.wait(min(left, longest))
@@ -360,7 +389,10 @@ class ActorSystem:
     # Messages.
 
     def tell(self, message: object) -> None:
-        """Send a message, such as `PollNow` or `Resize`, and do not wait for what comes of it."""
+        """Send a message, such as `PollNow` or `Resize`, and do not wait for what comes of it.
+
+        Raises `UnknownMessageError` for what only the system's own actors tell each other.
+        """
         # Asked, in truth: an error of this message's must not look like one of the actor's.
         with contextlib.suppress(pykka.ActorDeadError):
             self._target(message).ask(message, block=False)
@@ -387,6 +419,11 @@ class ActorSystem:
         self._target(message).ask_for(reply_to, message)
 
     def _target(self, message: object) -> Any:
+        if isinstance(message, BETWEEN_ACTORS):
+            raise UnknownMessageError(
+                f"{type(message).__qualname__} is what a system's actors tell each other; what it "
+                "may be sent: " + ", ".join(kind.__qualname__ for kind in FOR_A_SYSTEM)
+            )
         if isinstance(message, FOR_THE_DISPATCHER):
             dispatcher = self._context.directory.get("dispatcher")
             if dispatcher is not None:

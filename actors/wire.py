@@ -202,6 +202,7 @@ def read_question(body: bytes) -> tuple[str, object]:
     if not isinstance(token, str):
         raise MalformedError(f"{token!r} is no token")
     check_message(message)
+    _check_fields(message)
     return token, message
 
 
@@ -295,6 +296,17 @@ def _error(data: bytes | None, text: str) -> Exception:
     except Exception:
         error = None
     return error if isinstance(error, Exception) else PerdureError(text)
+
+
+def _check_fields(message: object) -> None:
+    """Raise `UnknownMessageError` where a message has not all the fields of its class."""
+    kind = type(message)
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if missing := [name for name in names if not hasattr(message, name)]:
+        raise UnknownMessageError(
+            f"a {kind.__qualname__} without {', '.join(missing)} is none that is known here: it "
+            f"has {', '.join(names)}"
+        )
 
 
 def _refusal(name: str) -> UnknownMessageError:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from persistent import Persistent
 from transaction.interfaces import TransientError
 from ZODB.POSException import POSError
 from ZODB.utils import p64
@@ -18,11 +17,13 @@ from perdure.model.completed import Completed
 from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
+from perdure.model.given import checked_name, checked_stored
+from perdure.model.guarded import Guarded
 from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.logs import events, fields
 from perdure.model.moments import Duration
 from perdure.model.ref import JobRef
-from perdure.model.resolving import is_loadable, is_whole
+from perdure.model.resolving import family, is_loadable, is_whole
 from perdure.model.status import Status
 from perdure.model.tally import Tally
 
@@ -46,7 +47,7 @@ class Claim(NamedTuple):
     number: int
 
 
-class Agent(Tally, Persistent):
+class Agent(Tally, Guarded):
     """Holds up to `size` jobs of one queue for one dispatcher.
 
     `filter(job) -> bool` says which jobs it takes; or `chooser(agent) -> job or None`
@@ -73,7 +74,7 @@ class Agent(Tally, Persistent):
         filter: Filter | None = None,
         chooser: Callable[[Agent], Job | None] | None = None,
     ) -> None:
-        self.name = name
+        self.name = checked_name("an agent", name)
         self.record = record
         self._size = checked_size(name, size)
         self._held: dict[bytes, tuple[Job, int]] = {}
@@ -159,7 +160,7 @@ class Agent(Tally, Persistent):
         return iter([job for job, _ in self._held.values()])
 
     def __contains__(self, job: Job) -> bool:
-        return job._p_oid in self._held or job._p_oid in self._left
+        return checked_stored(job)._p_oid in self._held or job._p_oid in self._left
 
     @property
     def left(self) -> list[Job]:
@@ -251,7 +252,8 @@ class Agent(Tally, Persistent):
 
     def settle_done(self, job: Job) -> None:
         """Let a COMPLETED job be among the done ones, if it is not yet."""
-        entry = self._held.get(job._p_oid) or self._left.get(job._p_oid)
+        oid = checked_stored(job)._p_oid
+        entry = self._held.get(oid) or self._left.get(oid)
         if entry is not None:
             self._settle(job._p_oid, *entry)
 
@@ -316,7 +318,7 @@ class Agent(Tally, Persistent):
         Callbacks that were added in the instant in which it was completed are put into
         the queue.
         """
-        job._require("keeping it as done", Status.COMPLETED)
+        checked_stored(job)._require("keeping it as done", Status.COMPLETED)
         self._drop(job._p_oid)
         self.queue._release_quotas(job)
         self._fold_side_records(job)
@@ -332,7 +334,7 @@ class Agent(Tally, Persistent):
         side = self.queue.side
         if not side:
             return
-        for each in list(_family(job)):
+        for each in list(family(job)):
             record = side.get(each)
             if record is None:
                 continue
@@ -342,15 +344,11 @@ class Agent(Tally, Persistent):
                     extra=fields(each),
                 )  # fmt: skip
                 continue
-            entries = dict(each._annotations or {})
-            for name, entry in record.annotations.items():
-                if name not in entries or entries[name][0] < entry[0]:
-                    entries[name] = entry
+            entries = record.annotations_with(each._annotations)
             if entries:
                 each._annotations = entries
-            done = [callback for callback in record.callbacks if callback.status is not Status.NEW]
-            if done:
-                each._callbacks = [*(each._callbacks or ()), *done]
+            if record.callbacks:
+                each._callbacks = [*(each._callbacks or ()), *record.callbacks]
             for callback in record.callbacks:
                 # What was added to a callback that was never called is never called.
                 if callback.status is Status.NEW and each.status is Status.COMPLETED:
@@ -380,7 +378,8 @@ class Agent(Tally, Persistent):
         it holds, is `left` to the next dispatcher that can; one that cannot be interrupted
         is logged, and `left` as well.
         """
-        entry = self._held.get(job._p_oid) or self._left.get(job._p_oid)
+        oid = checked_stored(job)._p_oid
+        entry = self._held.get(oid) or self._left.get(oid)
         if entry is None:
             return
         try:
@@ -441,16 +440,6 @@ class Agent(Tally, Persistent):
             return False
         self._drop_kept(self.completed.forget(now))
         return True
-
-
-def _family(job: Job) -> Iterator[Job]:
-    """Return a job, its callbacks, theirs, and so on, as far as they can be loaded here."""
-    waiting = [job]
-    while waiting:
-        each = waiting.pop(0)
-        if is_loadable(each):
-            yield each
-            waiting = [*each._children(), *waiting]
 
 
 def _runs_code(job: Job) -> bool:

@@ -32,11 +32,9 @@ class Annotations(MutableMapping[str, Any]):
         self._job = job
 
     def _merged(self) -> dict[str, tuple[int, Any]]:
-        entries = dict(self._job._annotations or {})
         side = self._job._side()
-        for name, entry in () if side is None else side.annotations.items():
-            if name not in entries or entries[name][0] < entry[0]:
-                entries[name] = entry
+        own = self._job._annotations
+        entries = dict(own or {}) if side is None else side.annotations_with(own)
         return {name: entry for name, entry in entries.items() if entry[1] is not _Deleted}
 
     def _write(self, name: str, value: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, MutableMapping, MutableSequence
 from typing import TYPE_CHECKING, Any
 
+from perdure.model.given import checked_name
+
 if TYPE_CHECKING:
     from perdure.model.job import Job
 
@@ -72,8 +74,7 @@ class KeywordArguments(MutableMapping[str, Any]):
         return (self._job._kwargs or {})[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"the name of an argument is a text, not {name!r}")
+        checked_name("an argument", name)
         self._set({**(self._job._kwargs or {}), name: value})
 
     def __delitem__(self, name: str) -> None:

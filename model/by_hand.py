@@ -14,9 +14,10 @@ from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, JobTimeoutError
 from perdure.model.failure import Failure
 from perdure.model.job import Job
-from perdure.model.running import Runner, failure_told, tell_failure
+from perdure.model.running import Runner
 from perdure.model.status import Status
 from perdure.model.suspension import is_coroutine_job, refuse_inside_a_loop
+from perdure.model.telling import failure_told, tell_failure
 
 __all__ = ["fail_by_hand", "resume_by_hand", "run_by_hand"]
 

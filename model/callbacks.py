@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from perdure.model.failure import Failure
 from perdure.model.job import Job
+from perdure.model.resolving import check_whole, is_loadable
 from perdure.model.status import Status
 
-__all__ = ["CallbackProxy"]
+__all__ = ["CallbackProxy", "check_callbacks", "open_callbacks"]
+
+
+def open_callbacks(job: Job) -> list[Job]:
+    """Return the callbacks of a job that are not done and can be loaded here.
+
+    Raises `CallableNotFoundError` where there are others, and none that can.
+    """
+    callbacks = job.callbacks
+    here = [callback for callback in callbacks if is_loadable(callback)]
+    found = [callback for callback in here if callback.status is not Status.COMPLETED]
+    if not found and len(here) < len(callbacks):
+        for callback in callbacks:
+            check_whole(callback)
+    return found
+
+
+def check_callbacks(job: Job, known: Mapping[str, str] | None = None) -> None:
+    """Raise `CallableNotFoundError` where a job in CALLBACKS cannot go on in this process.
+
+    That is so where all has run but callbacks that cannot be loaded here; `known` is as for
+    `perdure.model.resolving.check_whole`.
+    """
+    waiting = [job]
+    while waiting:
+        each = waiting[0]
+        if isinstance(each, CallbackProxy) and each.status is Status.ACTIVE and each.job:
+            check_whole(each.job, known)
+            waiting = [each.job]
+        elif each.status is Status.CALLBACKS:
+            waiting = open_callbacks(each)
+        else:
+            waiting = []
 
 
 class CallbackProxy(Job):
@@ -35,10 +69,10 @@ class CallbackProxy(Job):
         self.success = success
         self.failure = failure
         for job in self._alternatives():
-            if failure_log_level is not None:
-                job.failure_log_level = failure_log_level
-            if retry_policy_factory is not None:
-                job.retry_policy_factory = retry_policy_factory
+            # Both are given the same, so that the first one that refuses has changed nothing.
+            job._set_all(
+                failure_log_level=failure_log_level, retry_policy_factory=retry_policy_factory
+            )
         for job in self._alternatives():
             job._parent = self
 

@@ -10,6 +10,7 @@ import transaction
 from perdure.model.agent import Agent
 from perdure.model.errors import PerdureError
 from perdure.model.following import Follow, whole_of
+from perdure.model.given import checked_database
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.queue import Queue
@@ -20,6 +21,8 @@ from perdure.model.stripe import Stripe
 
 __all__ = ["check"]
 
+_UNKNOWN = "that this version of Perdure does not know: run it with the one that has stored it"
+
 
 def check(database: Any) -> list[str]:
     """Return what is wrong in a database, a sentence each; an empty list if nothing is.
@@ -28,11 +31,12 @@ def check(database: Any) -> list[str]:
     at any time, also while jobs run. Raises `NotInstalledError` where there are no queues.
     """
     manager = transaction.TransactionManager()
-    connection = database.open(transaction_manager=manager)
+    connection = checked_database(database).open(transaction_manager=manager)
     try:
         manager.begin()
-        found: list[str] = []
-        for queue in find_queues(connection).values():
+        queues = find_queues(connection)
+        found = [f"the queue {name!r} is of a class {_UNKNOWN}" for name in queues.unknown()]
+        for queue in queues.values():
             found += _Checker(queue).violations()
         return found
     finally:
@@ -53,6 +57,7 @@ class _Checker:
 
     def violations(self) -> list[str]:
         """Return the sentences."""
+        self._tell_unknown()
         self._walk_stripes()
         self._walk_inboxes()
         self._walk_agents()
@@ -66,6 +71,13 @@ class _Checker:
 
     def _say(self, violation: str) -> None:
         self._found.append(f"{self._queue!r}: {violation}")
+
+    def _tell_unknown(self) -> None:
+        for uuid in self._queue.dispatchers.unknown():
+            self._say(f"the record of process {uuid} is of a class {_UNKNOWN}")
+        for record in self._queue.dispatchers.records():
+            for name in record.unknown():
+                self._say(f"the agent {name!r} of {record!r} is of a class {_UNKNOWN}")
 
     def _place(self, job: Job, place: str) -> None:
         if not is_loadable(job):

@@ -97,6 +97,8 @@ class StopSignal:
         :param duration: zero or less returns at once.
         :raises StopRequested: if the flag is set, before or while waiting.
         """
+        if not isinstance(duration, timedelta):
+            raise TypeError(f"a wait is as long as a timedelta says, not {duration!r}")
         deadline = self._clock.monotonic() + duration.total_seconds()
         with self._condition:
             while True:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 
-from perdure.model.moments import DAY_MICROSECONDS, microseconds
+from perdure.model.moments import DAY_MICROSECONDS, checked_moment, microseconds
 
 if TYPE_CHECKING:
     from perdure.model.job import Job
@@ -69,7 +69,7 @@ class Completed(Persistent):
         return bool(self._over(now))
 
     def _over(self, now: datetime.datetime) -> list[Shelf]:
-        today = microseconds(now) // DAY_MICROSECONDS
+        today = microseconds(checked_moment("now", now)) // DAY_MICROSECONDS
         return [shelf for shelf in self._shelves if shelf[0] <= today]
 
     def counts(self) -> dict[Shelf, int]:
@@ -100,8 +100,8 @@ class Completed(Persistent):
     ) -> Iterator[Job]:
         """Return the jobs that were done from `since` to before `until`, newest first.
 
-        Both are aware moments; None means no limit. `failed` says whether those that
-        failed are meant, or the others; None: both. Loads no job.
+        Both are aware moments; None means no limit; a naive one raises `ValueError`. `failed`
+        says whether those that failed are meant, or the others; None: both. Loads no job.
         """
         for _, job in self.entries(since, until, failed):
             yield job
@@ -113,8 +113,8 @@ class Completed(Persistent):
         failed: bool | None,
     ) -> Iterator[tuple[tuple[int, bytes], Job]]:
         """Return the jobs as above, with the keys that several agents' jobs are merged by."""
-        newest = None if until is None else (1 - microseconds(until), b"")
-        oldest = None if since is None else (1 - microseconds(since), b"")
+        newest = None if until is None else _before("until", until)
+        oldest = None if since is None else _before("since", since)
         trees = [
             tree
             for (_, of_failed), tree in self._shelves.items()
@@ -125,6 +125,10 @@ class Completed(Persistent):
         else:
             found = [tree.items(newest, oldest, excludemax=True) for tree in trees]
         return heapq.merge(*found, key=entry_key)
+
+
+def _before(name: str, when: datetime.datetime) -> tuple[int, bytes]:
+    return 1 - microseconds(checked_moment(name, when)), b""
 
 
 def entry_key(entry: Any) -> Any:

@@ -89,8 +89,10 @@ class Composite(Job):
         return self.status is not Status.ACTIVE
 
     def _go_on(self) -> None:
+        # Compared one by one, a thousand jobs would take minutes.
+        dealt_with = {id(each) for each in (*self._ended, *self._waits_for)}
         for part in self._args:
-            if self._is_dealt_with(part):
+            if id(part) in dealt_with:
                 continue
             if part.status is Status.COMPLETED:
                 self._ended = (*self._ended, part)
@@ -98,9 +100,6 @@ class Composite(Job):
                 await_jobs(self, [part])
         if not self._waits_for:
             self._finish()
-
-    def _is_dealt_with(self, part: Job) -> bool:
-        return any(part is other for other in (*self._ended, *self._waits_for))
 
     def _finish(self) -> None:
         self._finishing = True

@@ -20,6 +20,7 @@ from perdure.model.resolving import (
     queue_and_agent_of,
     status_of,
     stored,
+    unreadable,
 )
 from perdure.model.saferepr import safe_repr, survive
 from perdure.model.status import Status
@@ -39,6 +40,8 @@ def summary(
     status = status_of(job)
     loadable = is_loadable(job)
     start, end = stored(job, "_active_start", None), stored(job, "_active_end", None)
+    if not loadable and not parked and (error := unreadable(job)) is not None:
+        parked = str(error)
     duration = None
     if start is not None:
         until = end if end is not None else microseconds(clock_of(job).now())

@@ -13,9 +13,11 @@ from persistent import Persistent
 from perdure.model.agent import Agent
 from perdure.model.environment import clock_of, proofs_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
+from perdure.model.given import checked_name, checked_uuid
 from perdure.model.happenings import Happening, announce, log_after_commit
 from perdure.model.incarnation import Incarnation
 from perdure.model.logs import fields
+from perdure.model.moments import checked_moment
 
 if TYPE_CHECKING:
     from perdure.model.job import Job
@@ -65,7 +67,7 @@ class DispatcherRecord(Persistent):
 
         Raises `UnknownSettingError` where the name is taken.
         """
-        if name in self._agents:
+        if checked_name("an agent", name) in self._agents:
             raise UnknownSettingError(f"{self!r} has an agent {name!r} already: change that one")
         agent = Agent(name, self, size=size, filter=filter, chooser=chooser)
         self._agents[name] = agent
@@ -91,16 +93,16 @@ class DispatcherRecord(Persistent):
         self._p_changed = True
 
     def __getitem__(self, name: str) -> Agent:
-        if name not in self._agents:
+        if name not in self:
             raise KeyError(f"{self!r} has no agent {name!r}, only {sorted(self._agents)}")
         return self._agents[name]
 
     def get(self, name: str) -> Agent | None:
         """Return the agent of that name, or None."""
-        return self._agents.get(name)
+        return self._agents[name] if name in self else None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._agents
+        return isinstance(name, str) and name in self._agents
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._agents))
@@ -112,8 +114,16 @@ class DispatcherRecord(Persistent):
         return True
 
     def agents(self) -> list[Agent]:
-        """Return the agents in the order of their names."""
-        return [self._agents[name] for name in self]
+        """Return the agents in the order of their names.
+
+        Those of classes that this version does not know are left out, and alone.
+        """
+        found = [self._agents[name] for name in self]
+        return [agent for agent in found if isinstance(agent, Agent)]
+
+    def unknown(self) -> list[str]:
+        """Return the names of agents of classes that this version does not know."""
+        return [name for name in self if not isinstance(self._agents[name], Agent)]
 
     # Its life.
 
@@ -215,7 +225,7 @@ class Dispatchers(Persistent):
 
     def register(self, uuid: uuids.UUID) -> DispatcherRecord:
         """Make a record for a process; raises `UnknownSettingError` where it has one."""
-        if uuid in self._records:
+        if checked_uuid(uuid) in self._records:
             raise UnknownSettingError(f"{uuid} is registered with {self._queue!r} already")
         record = self._records[uuid] = DispatcherRecord(uuid, self._queue)
         self._p_changed = True
@@ -244,16 +254,16 @@ class Dispatchers(Persistent):
         announce(self._queue, Happening.UNREGISTERED, uuid, text)
 
     def __getitem__(self, uuid: uuids.UUID) -> DispatcherRecord:
-        if uuid not in self._records:
-            raise KeyError(f"no dispatcher {uuid} is registered with {self._queue!r}")
+        if uuid not in self:
+            raise KeyError(f"no dispatcher {uuid!s} is registered with {self._queue!r}")
         return self._records[uuid]
 
     def get(self, uuid: uuids.UUID) -> DispatcherRecord | None:
         """Return the record of that process, or None."""
-        return self._records.get(uuid)
+        return self._records[uuid] if uuid in self else None
 
     def __contains__(self, uuid: object) -> bool:
-        return uuid in self._records
+        return isinstance(uuid, uuids.UUID) and uuid in self._records
 
     def __iter__(self) -> Iterator[uuids.UUID]:
         return iter(sorted(self._records))
@@ -265,8 +275,16 @@ class Dispatchers(Persistent):
         return True
 
     def records(self) -> list[DispatcherRecord]:
-        """Return the records in the order of their UUIDs."""
-        return [self._records[uuid] for uuid in self]
+        """Return the records in the order of their UUIDs.
+
+        Those of classes that this version does not know are left out, and alone.
+        """
+        found = [self._records[uuid] for uuid in self]
+        return [record for record in found if isinstance(record, DispatcherRecord)]
+
+    def unknown(self) -> list[uuids.UUID]:
+        """Return the UUIDs of records of classes that this version does not know."""
+        return [uuid for uuid in self if not isinstance(self._records[uuid], DispatcherRecord)]
 
     def active(self) -> list[uuids.UUID]:
         """Return the UUIDs of the active dispatchers, in their order."""
@@ -274,7 +292,7 @@ class Dispatchers(Persistent):
 
     def next_active_sibling(self, uuid: uuids.UUID) -> DispatcherRecord | None:
         """Return the active record that follows `uuid`, wrapping around, or None."""
-        others = [other for other in self.active() if other != uuid]
+        others = [other for other in self.active() if other != checked_uuid(uuid)]
         if not others:
             return None
         following = [other for other in others if other > uuid]
@@ -292,6 +310,7 @@ class Dispatchers(Persistent):
 
     def forget_old(self, now: datetime.datetime) -> list[uuids.UUID]:
         """Unregister the records that are inactive, hold nothing and are a week old."""
+        now = checked_moment("now", now)
         old = [
             record.uuid
             for record in self.records()

@@ -12,6 +12,8 @@ from ZODB.utils import u64
 
 from perdure.model.announcements import Announcements
 from perdure.model.clock import Clock, SystemClock
+from perdure.model.errors import UnknownSettingError
+from perdure.model.given import checked_database
 from perdure.model.inbox import Leases
 from perdure.model.incarnation import FileProofs, Proofs
 from perdure.model.moments import microseconds
@@ -51,8 +53,8 @@ class Environment:
 
     def __init__(self, database_name: str = "unnamed") -> None:
         self._database_name = database_name
-        self.clock: Clock = SystemClock()
-        self.argument_limit_bytes = ARGUMENT_LIMIT_BYTES
+        self._clock: Clock = SystemClock()
+        self._argument_limit_bytes = ARGUMENT_LIMIT_BYTES
         self.secrets: Secrets = secrets
         self.proofs: Proofs = FileProofs()
         self.leases = Leases(self.secrets)
@@ -64,6 +66,30 @@ class Environment:
         self._changed = threading.Condition()
         self._changes = 0
         self._last_stamp = 0
+
+    @property
+    def clock(self) -> Clock:
+        """What time it is; raises `UnknownSettingError` where it is set to what is no `Clock`."""
+        return self._clock
+
+    @clock.setter
+    def clock(self, clock: Clock) -> None:
+        if not isinstance(clock, Clock):
+            raise UnknownSettingError(f"clock is {clock!r}, and has to be a perdure.model.Clock")
+        self._clock = clock
+
+    @property
+    def argument_limit_bytes(self) -> int:
+        """How large the arguments of one job may be, pickled; 0 or more."""
+        return self._argument_limit_bytes
+
+    @argument_limit_bytes.setter
+    def argument_limit_bytes(self, limit: int) -> None:
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+            raise UnknownSettingError(
+                f"argument_limit_bytes is a whole number of 0 or more, not {limit!r}"
+            )
+        self._argument_limit_bytes = limit
 
     def subscribe(self, waker: Waker) -> None:
         """Tell `waker`, held weakly, of every queue that was put into."""
@@ -136,7 +162,7 @@ _lock = threading.Lock()
 def environment(database: Any) -> Environment:
     """Return the environment of an open `ZODB.DB`."""
     with _lock:
-        found = _environments.get(database)
+        found = _environments.get(checked_database(database))
         if found is None:
             found = _environments[database] = Environment(database.database_name)
         return found

@@ -60,8 +60,13 @@ class FailureLimits:
             ("message_characters", 1),
         ):
             value = getattr(self, name)
-            if value < least:
-                raise UnknownSettingError(f"{name} is {value!r}, but has to be {least} or more")
+            if not isinstance(value, int) or value < least:
+                raise UnknownSettingError(
+                    f"{name} is {value!r}, but has to be a whole number of {least} or more"
+                )
+        names = self.secret_names
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise UnknownSettingError(f"secret_names is {names!r}, but has to be a tuple of texts")
 
 
 _DEFAULT_LIMITS = FailureLimits()
@@ -146,6 +151,8 @@ class Failure:
     def __init__(self, exception: BaseException, limits: FailureLimits = _DEFAULT_LIMITS) -> None:
         if not isinstance(exception, BaseException):
             raise TypeError(f"a Failure is made from an exception, not from {exception!r}")
+        if not isinstance(limits, FailureLimits):
+            raise TypeError(f"limits are FailureLimits, not {limits!r}")
         _Maker(limits).fill(self, exception)
 
     @classmethod

@@ -9,12 +9,16 @@ last, and has the queue deal with the job that waits, by an internal job of the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from perdure.model.errors import AbortedError, BadStatusError, NotStorableError
 from perdure.model.failure import Failure
 from perdure.model.job import Job
-from perdure.model.resolving import is_loadable
+from perdure.model.resolving import is_loadable, parent_of, queue_and_agent_of
 from perdure.model.status import Status
+
+if TYPE_CHECKING:
+    from perdure.model.queue import Queue
 
 __all__ = [
     "Follow",
@@ -23,6 +27,7 @@ __all__ = [
     "has_ended",
     "inner_ended",
     "outcome_of",
+    "queue_to_follow",
     "whole_of",
 ]
 
@@ -51,9 +56,12 @@ def has_ended(job: Job) -> bool:
 
 def whole_of(job: Job) -> Job:
     """Return the job that agents have in hand for `job`: itself, or what it is a callback of."""
-    while job._queue is None and job._parent is not None:
-        job = job._parent
-    return job
+    while True:
+        queue, _ = queue_and_agent_of(job)
+        parent = parent_of(job)
+        if queue is not None or parent is None:
+            return job
+        job = parent
 
 
 def await_jobs(outer: Job, inner: Iterable[Job]) -> None:
@@ -88,7 +96,11 @@ def _check_order(outer: Job, inner: Job) -> None:
             )
         if not any(job is other for other in seen):
             seen.append(job)
-            waiting += [each for member in _family(job) for each in member._waits_for]
+            for member in _family(job):
+                # Two that begin to wait for each other at the same time cannot both do so.
+                if member._p_jar is not None:
+                    member._p_jar.readCurrent(member)
+                waiting += member._waits_for
     if inner._p_jar is not None and outer._p_jar not in (None, inner._p_jar):
         raise NotStorableError(
             f"{outer!r} cannot wait for {inner!r}, which was stored through another connection"
@@ -98,6 +110,15 @@ def _check_order(outer: Job, inner: Job) -> None:
 def _family(job: Job) -> Iterator[Job]:
     yield job
     yield from job.descendants()
+
+
+def queue_to_follow(outer: Job, inner: Job) -> Queue | None:
+    """Return the queue that is to deal with `outer` when `inner` has ended, if there is one.
+
+    `outer` need not be loadable where that is seen.
+    """
+    found: Queue | None = queue_and_agent_of(whole_of(outer))[0]
+    return inner.queue if found is None else found
 
 
 def followers(job: Job) -> list[Follow]:

@@ -7,6 +7,7 @@ after the commit.
 from __future__ import annotations
 
 import enum
+import logging
 import threading
 import uuid as uuids
 import weakref
@@ -14,8 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from perdure.model.given import checked_callable, checked_database
 from perdure.model.logs import events, fields
 from perdure.model.ref import JobRef
+from perdure.model.resolving import is_record_name
 
 if TYPE_CHECKING:
     from perdure.model.failure import Failure
@@ -122,9 +125,9 @@ def subscribe(
     for kind in wanted:
         if not isinstance(kind, type) or not issubclass(kind, Event):
             raise TypeError(f"{kind!r} is no kind of event: give Event or a class derived from it")
-    subscription = wanted, handler
+    subscription = wanted, checked_callable("handler", handler)
     with _lock:
-        _handlers.setdefault(database, []).append(subscription)
+        _handlers.setdefault(checked_database(database), []).append(subscription)
 
     def unsubscribe() -> None:
         with _lock:
@@ -165,7 +168,17 @@ def announce_failed(job: Any, failure: Failure) -> None:
 
 
 def announce_parked(queue: Queue, job: Any, name: str, reason: str) -> None:
-    """Tell that `name` keeps a job from being run, once that is committed."""
+    """Tell that `name` keeps a job from being run, once that is committed.
+
+    Of a record that cannot be read it is logged, too: no code that is missing explains it.
+    """
+    if is_record_name(name):
+        log_after_commit(
+            queue,
+            f"the {name} cannot be read here, and its job is left alone: {reason}",
+            logging.ERROR,
+            **fields(queue=queue.name) | {"job": str(JobRef.of(job))},
+        )
     _tell_after_commit(
         queue,
         lambda: JobEvent(
@@ -174,21 +187,21 @@ def announce_parked(queue: Queue, job: Any, name: str, reason: str) -> None:
     )
 
 
-def log_after_commit(persistent: Any, text: str, **extra: str) -> None:
-    """Log at INFO once the transaction of the object's connection is committed.
+def log_after_commit(persistent: Any, text: str, level: int = logging.INFO, **extra: str) -> None:
+    """Log once the transaction of the object's connection is committed.
 
     At once where it has none.
     """
     jar = persistent._p_jar
     if jar is None:
-        events.info(text, extra=extra)
+        events.log(level, text, extra=extra)
     else:
-        jar.transaction_manager.get().addAfterCommitHook(_log, (text, extra))
+        jar.transaction_manager.get().addAfterCommitHook(_log, (text, level, extra))
 
 
-def _log(committed: bool, text: str, extra: dict[str, str]) -> None:
+def _log(committed: bool, text: str, level: int, extra: dict[str, str]) -> None:
     if committed:
-        events.info(text, extra=extra)
+        events.log(level, text, extra=extra)
 
 
 def _tell_after_commit(persistent: Any, event: Callable[[], Event]) -> None:

@@ -133,10 +133,16 @@ class InboxTable(Persistent):
     def _p_resolveConflict(
         self, old: dict[str, Any], committed: dict[str, Any], mine: dict[str, Any]
     ) -> dict[str, Any]:
-        """Apply both sides' additions and removals; their keys are never the same."""
+        """Apply both sides' additions and removals.
+
+        Their keys are the same only where a commit raised and took place, and its process, in a
+        transaction that does not see it, has used the number again.
+        """
         if committed.get("closed") or mine.get("closed"):
             raise ConflictError("the queue of these inboxes was removed")
         before, there, here = old["_inboxes"], committed["_inboxes"], mine["_inboxes"]
+        if (there.keys() - before.keys()) & (here.keys() - before.keys()):
+            raise ConflictError("two transactions have made one inbox")
         merged = {key: value for key, value in there.items() if key in here or key not in before}
         merged |= {key: value for key, value in here.items() if key not in before}
         return {**committed, "_inboxes": merged}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from perdure.model.errors import BadStatusError
 from perdure.model.job import Job
 from perdure.model.resolving import is_loadable
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from perdure.model.queue import Queue
 
 __all__ = ["InternalJob", "is_suspect"]
+
+_KINDS = ("interrupt", "resume", "expire", "follow", "recover")
 
 
 class InternalJob(Job):
@@ -40,6 +43,16 @@ class InternalJob(Job):
         self.serves = job
         if claim is not None:
             self.claim = claim
+
+    def __setstate__(self, state: Any) -> None:
+        """Take what is stored; raises `BadStatusError` for a kind that is not known here."""
+        kind = (state or {}).get("kind")
+        if kind not in _KINDS:
+            raise BadStatusError(
+                f"its kind is {kind!r}, which this version of Perdure does not know: run it with "
+                "the version that has stored it"
+            )
+        super().__setstate__(state)
 
     def _enter_for(self, queue: Queue, job: Job) -> None:
         """Wait in the place of `job`, without going through an inbox."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from perdure.model.annotations import Annotations
 from perdure.model.arguments import Arguments, KeywordArguments
 from perdure.model.environment import clock_of, environment
 from perdure.model.errors import BadStatusError, NotStorableError
+from perdure.model.given import checked_name
 from perdure.model.record import JobRecord
 from perdure.model.ref import JobRef
 from perdure.model.saferepr import survive
@@ -132,6 +133,8 @@ class Job(JobRecord):
 
     @args.setter
     def args(self, value: Any) -> None:
+        if not isinstance(value, Iterable):
+            raise TypeError(f"args is a list of arguments, not {value!r}")
         self._set_arguments(list(value), dict(self._kwargs or {}))
 
     @property
@@ -141,6 +144,10 @@ class Job(JobRecord):
 
     @kwargs.setter
     def kwargs(self, value: Any) -> None:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"kwargs is a mapping of names to arguments, not {value!r}")
+        for name in value:
+            checked_name("an argument", name)
         self._set_arguments(list(self._args), dict(value))
 
     def _set_arguments(self, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -225,13 +232,11 @@ class Job(JobRecord):
         """
         job = as_job(callback)
         self._check_callback(job)
-        for name, value in (
-            ("begin_by", begin_by),
-            ("failure_log_level", failure_log_level),
-            ("retry_policy_factory", retry_policy_factory),
-        ):
-            if value is not None:
-                setattr(job, name, value)
+        job._set_all(
+            begin_by=begin_by,
+            failure_log_level=failure_log_level,
+            retry_policy_factory=retry_policy_factory,
+        )
         self._add(job)
         return job
 
@@ -303,6 +308,9 @@ class Job(JobRecord):
                 f"{self!r} is COMPLETED and was in no queue: call the callback with its result"
             )
         job._parent = self
+        # Nobody else writes the record of a job that is done, but who lets it run once more:
+        # that one has to know of this.
+        self._callbacks = [*(self._callbacks or ()), job]
         queue._enter(job, "put", due=job.begin_after or clock_of(queue).now())
 
     def _is_ours(self) -> bool:
@@ -370,7 +378,7 @@ class Job(JobRecord):
 
         Works in the transaction of the job's connection. Raises `BadStatusError` in another
         status, for a job that has succeeded, for one that was in no queue, and while a callback
-        of it is being retried;
+        of it that was added late, or is being retried, waits for its turn;
         `JobNotFoundError` where it was forgotten; `CallableNotFoundError` where it cannot be
         loaded here.
         """

@@ -18,6 +18,7 @@ from perdure.model.agent import Agent
 from perdure.model.completed import entry_key
 from perdure.model.describing import summary
 from perdure.model.errors import UnknownSettingError
+from perdure.model.given import checked_name
 from perdure.model.internal import InternalJob
 from perdure.model.moments import checked_moment
 from perdure.model.names import name_of
@@ -173,12 +174,17 @@ class _Wanted:
         if isinstance(status, Status):
             statuses = frozenset({status})
         elif status is not None:
-            given: list[Any] = [status] if isinstance(status, str) else list(status)
+            several = isinstance(status, Iterable) and not isinstance(status, str)
+            given: list[Any] = list(status) if several else [status]
             if wrong := [each for each in given if not isinstance(each, Status)]:
                 raise UnknownSettingError(
                     f"{wrong[0]!r} is no status: give perdure.model.Status.PENDING, say"
                 )
             statuses = frozenset(given)
+        if agent is not None:
+            checked_name("an agent", agent)
+        if failed not in (None, True, False):
+            raise UnknownSettingError(f"failed is True, False or None for both, not {failed!r}")
         if Status.PENDING in statuses:
             statuses |= _WAITING
         moments = {"since": since, "until": until}

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import transaction
 
 from perdure.model.environment import environment
-from perdure.model.errors import BadStatusError, JobNotFoundError
+from perdure.model.errors import BadStatusError, JobNotFoundError, UnknownSettingError
+from perdure.model.given import checked_stored
 
 if TYPE_CHECKING:
     from perdure.model.dispatchers import DispatcherRecord
@@ -124,7 +125,7 @@ def set_live_annotation(name: str, value: object, job: Job | None = None) -> Non
     caller's transaction is not touched. Raises `NotStorableError` for what cannot be
     stored, `JobNotFoundError` for a job that is not stored yet.
     """
-    target = get_job() if job is None else job
+    target = get_job() if job is None else checked_stored(job)
     database = target._p_jar and target._p_jar.db()
     with _own_view(target) as (manager, found):
         for attempt in manager.attempts(5):
@@ -145,6 +146,8 @@ def get_live_annotation(
     touched. Raises `BadStatusError` without a job outside of one, `JobNotFoundError` for a
     job that is not stored yet.
     """
+    if not isinstance(timeout, timedelta):
+        raise UnknownSettingError(f"timeout must be a timedelta, not {timeout!r}")
     target = get_job() if job is None else job
     with _own_view(target) as (manager, found):
         known = environment(found._p_jar.db())
@@ -164,7 +167,7 @@ def get_live_annotation(
 @contextlib.contextmanager
 def _own_view(job: Job) -> Iterator[tuple[transaction.TransactionManager, Job]]:
     """Open a connection of its own, with `job` in it."""
-    if job._p_jar is None:
+    if checked_stored(job)._p_jar is None:
         raise JobNotFoundError(f"{job!r} was not stored yet: put it first")
     database = job._p_jar.db()
     manager = transaction.TransactionManager()

@@ -12,7 +12,9 @@ from perdure.model.errors import UnknownSettingError
 
 __all__ = [
     "DAY_MICROSECONDS",
+    "LONGEST",
     "Duration",
+    "after",
     "checked_duration",
     "checked_moment",
     "microseconds",
@@ -22,7 +24,12 @@ __all__ = [
 DAY_MICROSECONDS = 86_400_000_000
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=pytz.utc)
+_EARLIEST = datetime.datetime.min.replace(tzinfo=pytz.utc)
+_LATEST = datetime.datetime.max.replace(tzinfo=pytz.utc)
 _MICROSECOND = timedelta(microseconds=1)
+
+LONGEST = timedelta(days=36_500)
+"""No wait is longer: clocks cannot count what a timedelta can be."""
 
 
 def microseconds(when: datetime.datetime) -> int:
@@ -31,12 +38,26 @@ def microseconds(when: datetime.datetime) -> int:
 
 
 def moment(stored: int) -> datetime.datetime:
-    """Return the aware UTC moment that `microseconds` stored."""
-    return _EPOCH + timedelta(microseconds=stored)
+    """Return the aware UTC moment that `microseconds` stored.
+
+    What lies outside of the calendar, such as a deadline that is to mean never, is its end.
+    """
+    try:
+        return _EPOCH + timedelta(microseconds=stored)
+    except OverflowError:
+        return _LATEST if stored > 0 else _EARLIEST
+
+
+def after(start: datetime.datetime, duration: timedelta) -> datetime.datetime:
+    """Return the moment that lies `duration` after `start`, within the calendar as above."""
+    return moment(microseconds(start) + duration // _MICROSECOND)
 
 
 def checked_moment(name: str, value: object) -> datetime.datetime:
-    """Return `value` in UTC; raises `ValueError` where it is naive, else `TypeError`."""
+    """Return `value` in UTC.
+
+    Raises `ValueError` where it is naive, or outside of the calendar in UTC, else `TypeError`.
+    """
     if not isinstance(value, datetime.datetime):
         raise TypeError(f"{name} must be a datetime with a time zone, not {value!r}")
     if value.utcoffset() is None:
@@ -44,7 +65,12 @@ def checked_moment(name: str, value: object) -> datetime.datetime:
             f"{name} must have a time zone, and {value!r} has none: "
             "use datetime.now(datetime.UTC), say"
         )
-    return value.astimezone(pytz.utc)
+    try:
+        return value.astimezone(pytz.utc)
+    except OverflowError as error:
+        raise UnknownSettingError(
+            f"{name} is {value!r}, which is no moment in UTC: give one of the years 2 to 9998"
+        ) from error
 
 
 def checked_duration(name: str, value: object) -> timedelta:

@@ -33,15 +33,17 @@ def retry(job: Job) -> None:
         raise BadStatusError(f"{job!r} was in no queue: call it again, or put another job")
     if not agent.keeps(whole):
         raise JobNotFoundError(f"{job!r} was forgotten: the time for which it is kept is over")
+    # What a worker has just completed may not be among the done jobs yet, nor have queued the
+    # callbacks that were added in that instant.
+    agent.settle_done(whole)
     callbacks = job._callbacks or ()
     for callback in callbacks:
         if callback._queue is not None and callback.status is not Status.COMPLETED:
             # It is called with the result that would be gone.
             raise BadStatusError(
-                f"{job!r} has the callback {callback!r}, which is being retried: wait for that one"
+                f"{job!r} has the callback {callback!r}, which is still to be called with its "
+                "result: wait for that one"
             )
-    # What a worker has just completed may not be among the done jobs yet.
-    agent.settle_done(whole)
     if job is whole:
         agent._give_up(job)
     job._begin_anew()

@@ -13,7 +13,7 @@ from ZODB.FileStorage.FileStorage import FileStorageError
 
 from perdure.model.environment import environment
 from perdure.model.errors import BadStatusError, UnknownSettingError
-from perdure.model.moments import checked_duration, moment
+from perdure.model.moments import LONGEST, checked_duration, moment
 from perdure.model.queues import find_queues
 from perdure.model.reports import PackReport
 from perdure.model.resolving import stored
@@ -23,7 +23,6 @@ __all__ = ["pack"]
 T = TypeVar("T")
 
 KEPT = timedelta(minutes=10)
-LONGEST = timedelta(days=36_500)
 ROUNDING_SECONDS = 0.001
 _ATTEMPTS = 10
 

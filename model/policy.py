@@ -21,6 +21,7 @@ from ZODB.POSException import ConflictError
 
 from perdure.model.errors import UnknownSettingError
 from perdure.model.failure import Failure
+from perdure.model.given import checked_callable
 from perdure.model.logs import events, fields
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ def register_retry_policy(name: str, factory: PolicyFactory | None) -> None:
     if factory is None:
         _registered.pop(name, None)
     else:
-        _registered[name] = factory
+        _registered[name] = checked_callable(f"the retry policy {name!r}", factory)
 
 
 def registered_retry_policy(name: str) -> PolicyFactory | None:

@@ -14,6 +14,7 @@ from persistent import Persistent
 
 from perdure.model.agent import checked_size
 from perdure.model.aliases import current_name
+from perdure.model.callbacks import check_callbacks
 from perdure.model.dispatchers import Dispatchers
 from perdure.model.environment import Environment, environment
 from perdure.model.errors import (
@@ -24,6 +25,8 @@ from perdure.model.errors import (
     UnknownSettingError,
 )
 from perdure.model.following import followers, whole_of
+from perdure.model.given import checked_index, checked_name, checked_stored
+from perdure.model.guarded import Guarded
 from perdure.model.happenings import announce_parked
 from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
 from perdure.model.internal import InternalJob, is_suspect
@@ -35,6 +38,7 @@ from perdure.model.resolving import (
     check_resolvable,
     check_whole,
     deadline_of,
+    family,
     is_loadable,
     is_whole,
     position_of,
@@ -68,7 +72,7 @@ class WaitingJob(NamedTuple):
     unresolved: str = ""
 
 
-class Queue(Persistent):
+class Queue(Guarded):
     """Jobs waiting for agents, in one database.
 
     `quotas` are its `Quotas`, `dispatchers` its `Dispatchers`. Every method works in the
@@ -86,7 +90,9 @@ class Queue(Persistent):
     """What ended with agents that are gone, by day."""
 
     def __init__(self, name: str = "", *, stripes: int = STRIPES) -> None:
-        self.name = name
+        if not isinstance(stripes, int) or stripes < 1:
+            raise UnknownSettingError(f"stripes is a whole number of 1 or more, not {stripes!r}")
+        self.name = checked_name("a queue", name)
         self.stripe_count = stripes
         self.stripes = tuple(Stripe() for _ in range(stripes))
         self.inboxes = InboxTable()
@@ -138,20 +144,12 @@ class Queue(Persistent):
         job.check_storable(environment(jar.db()).argument_limit_bytes)
         if begin_after is not None:
             begin_after = checked_moment("begin_after", begin_after)
-        settings = {
-            "begin_by": begin_by,
-            "failure_log_level": failure_log_level,
-            "retry_policy_factory": retry_policy_factory,
-            "transactional": transactional,
-        }
-        given = {name: value for name, value in settings.items() if value is not None}
-        before = job.__getstate__()
-        try:
-            for name, value in given.items():
-                setattr(job, name, value)
-        except (TypeError, ValueError):
-            job.__setstate__(before)
-            raise
+        job._set_all(
+            begin_by=begin_by,
+            failure_log_level=failure_log_level,
+            retry_policy_factory=retry_policy_factory,
+            transactional=transactional,
+        )
         self._enter(job, "put", due=begin_after or job.begin_after)
         return job
 
@@ -176,7 +174,7 @@ class Queue(Persistent):
     def put_back(self, job: Job) -> Job:
         """Put a NEW job that was stored first in line; it is due at once."""
         self._stored_in()
-        self._check_database(job)
+        self._check_database(checked_stored(job))
         if job._p_oid is None:
             raise BadStatusError(f"{job!r} was never stored: put it instead")
         if job.parent is not None:
@@ -259,6 +257,8 @@ class Queue(Persistent):
         everything = list(range(len(self.stripes)))
         if prefer is None:
             return [everything]
+        if not isinstance(prefer, Sequence):
+            raise TypeError(f"prefer is a list of stripes, such as [0, 1], not {prefer!r}")
         first = [index for index in everything if index in prefer]
         return [turn for turn in (first, [i for i in everything if i not in prefer]) if turn]
 
@@ -381,7 +381,11 @@ class Queue(Persistent):
         try:
             check_resolvable(job, unresolved)
             if isinstance(job, InternalJob):
-                check_whole(job.serves, unresolved)
+                for each in (job.serves, job.outer, job.inner):
+                    if each is not None:
+                        check_whole(each, unresolved)
+                if job.kind == "resume":
+                    check_callbacks(job.serves, unresolved)
         except CallableNotFoundError as error:
             unresolved[error.name] = error.reason
             if self._parked.get(error.name) != error.reason:
@@ -542,6 +546,8 @@ class Queue(Persistent):
         newest of each producer first, and are loaded one by one. With `parked` False, those
         that are known to be parked are left out.
         """
+        if unsorted_limit is not None and not isinstance(unsorted_limit, int):
+            raise TypeError(f"unsorted_limit is a whole number, not {unsorted_limit!r}")
         lines: list[Iterator[WaitingJob]] = []
         for stripe in self.stripes:
             for key, line in stripe.lines():
@@ -588,6 +594,7 @@ class Queue(Persistent):
 
     def __getitem__(self, index: int) -> Job:
         """Return the job at `index` in claim order; walks the queue up to it."""
+        index = checked_index(index)
         place = index + len(self) if index < 0 else index
         if place >= 0:
             for job in itertools.islice(self, place, None):
@@ -610,17 +617,32 @@ class Queue(Persistent):
         where it cannot be loaded here, and `BadStatusError` for an internal job, without
         which the job that it deals with would never end.
         """
-        check_whole(job)
+        check_whole(checked_stored(job))
         if job not in self:
             raise LookupError(f"{job!r} is {job.status.name} and does not wait in {self!r}")
         if isinstance(job, InternalJob):
             raise BadStatusError(f"{job!r} deals with {job.serves!r} and cannot be taken out")
         self._leave(job)
+        for each in list(family(job)):
+            if is_whole(each):
+                self._give_side_record(each)
         for follow in followers(job):
             # It will not end here, for those who wait for it.
             self._put_follower(follow.outer, job)
             follow._end_unheard()
         job._taken_out()
+
+    def _give_side_record(self, job: Job) -> None:
+        """Let a job that is taken out have for its own what others have added to it.
+
+        Its record is written here: who adds to it at the same time sees it taken out, or this
+        transaction fails.
+        """
+        self.side.read_current(job)
+        job._p_changed = True
+        record = self.side.pop(job)
+        if record is not None:
+            job._take_over(record)
 
     def _leave(self, job: Job) -> None:
         """Take a waiting job out of line; its record is for the caller to write."""

@@ -13,6 +13,7 @@ from persistent import Persistent
 from perdure.model.aliases import Aliases
 from perdure.model.environment import environment
 from perdure.model.errors import NotInstalledError, QueueNotFoundError, UnknownSettingError
+from perdure.model.given import checked_database, checked_name
 from perdure.model.happenings import announce_queue
 from perdure.model.queue import Queue
 
@@ -37,9 +38,7 @@ class Queues(Persistent):
 
         Processes that work for all queues join it at their next poll.
         """
-        if not isinstance(name, str):
-            raise TypeError(f"the name of a queue is a text, not {name!r}")
-        if name in self._queues:
+        if checked_name("a queue", name) in self._queues:
             raise UnknownSettingError(f"there is a queue {name!r} already")
         queue = self._queues[name] = Queue(name)
         self._p_changed = True
@@ -66,27 +65,43 @@ class Queues(Persistent):
         self._p_changed = True
 
     def __getitem__(self, name: str) -> Queue:
+        if not isinstance(name, str):
+            raise QueueNotFoundError(f"a queue is known by its name, a text, not by {name!r}")
         if name not in self._queues:
             near = difflib.get_close_matches(name, self._queues, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(self._queues)}"
             raise QueueNotFoundError(f"there is no queue {name!r}; {hint}")
-        return self._queues[name]
+        found = self._queues[name]
+        if not isinstance(found, Queue):
+            raise QueueNotFoundError(
+                f"the queue {name!r} is a {type(found).__qualname__}, which this version of "
+                "Perdure does not know: use the version that has stored it"
+            )
+        return found
 
     def get(self, name: str) -> Queue | None:
         """Return the queue of that name, or None."""
-        return self._queues.get(name)
+        known = isinstance(name, str) and isinstance(self._queues.get(name), Queue)
+        return self._queues[name] if known else None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._queues
+        return isinstance(name, str) and name in self._queues
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._queues))
+        return iter(sorted(set(self._queues) - set(self.unknown())))
 
     def __len__(self) -> int:
-        return len(self._queues)
+        return len(self._queues) - len(self.unknown())
 
     def __bool__(self) -> bool:
         return True
+
+    def unknown(self) -> list[str]:
+        """Return the names of queues of classes that this version does not know.
+
+        They are left alone; their names are taken.
+        """
+        return sorted(k for k, v in self._queues.items() if not isinstance(v, Queue))
 
     def values(self) -> list[Queue]:
         """Return the queues in the order of their names."""
@@ -101,12 +116,14 @@ def install(db_or_connection: Any, queues: Iterable[str] = ("",)) -> None:
     """
     if isinstance(queues, str):
         raise TypeError(f"queues must be names, not the text {queues!r}")
-    names = tuple(queues)
+    if not isinstance(queues, Iterable):
+        raise TypeError(f"queues must be names, such as ['', 'mail'], not {queues!r}")
+    names = tuple(checked_name("a queue", name) for name in queues)
     if hasattr(db_or_connection, "root") and hasattr(db_or_connection, "transaction_manager"):
         _install(db_or_connection, names)
         return
     manager = transaction.TransactionManager()
-    connection = db_or_connection.open(transaction_manager=manager)
+    connection = checked_database(db_or_connection).open(transaction_manager=manager)
     try:
         for attempt in manager.attempts(10):
             with attempt:
@@ -117,7 +134,7 @@ def install(db_or_connection: Any, queues: Iterable[str] = ("",)) -> None:
 
 
 def _install(connection: Any, names: tuple[str, ...]) -> None:
-    root = connection.root()
+    root = _root(connection)
     if ROOT_KEY not in root:
         root[ROOT_KEY] = Queues()
         connection.add(root[ROOT_KEY])
@@ -138,19 +155,35 @@ def find_queues(connection_or_persistent: Any) -> Queues:
             f"{connection_or_persistent!r} is neither a connection nor an object that is stored "
             "in a database"
         )
-    found = connection.root().get(ROOT_KEY)
+    found = _root(connection).get(ROOT_KEY)
     if found is None:
         raise NotInstalledError(
             "this database has no queues yet: call perdure.model.install(database) first"
         )
     if not isinstance(found, Queues):
         raise NotInstalledError(
-            f"the root of this database has {found!r} under {ROOT_KEY!r}, where the queues go"
+            f"the root of this database has {found!r} under {ROOT_KEY!r}, where the queues go: "
+            "use another database, or the program that has stored this"
+        )
+    if not isinstance(getattr(found, "_queues", None), dict):
+        raise NotInstalledError(
+            f"the queues under {ROOT_KEY!r} in the root of this database are in a form that this "
+            "version of Perdure does not know: use the version that has stored them"
         )
     if found.aliases is not None:
         # For whoever has no transaction: `class_factory` is called while one loads.
         environment(connection.db()).aliases = found.aliases.names
     return found
+
+
+def _root(connection: Any) -> Any:
+    root = connection.root()
+    if not hasattr(root, "get") or not hasattr(root, "__setitem__"):
+        raise NotInstalledError(
+            f"the root of this database is {root!r}, and no mapping, which could have queues: use "
+            "another database"
+        )
+    return root
 
 
 def get_queue(connection_or_persistent: Any, name: str = "") -> Queue:

@@ -9,6 +9,8 @@ from persistent import Persistent
 from ZODB.POSException import POSKeyError
 
 from perdure.model.errors import BadStatusError, UnknownSettingError
+from perdure.model.given import checked_name, checked_stored
+from perdure.model.guarded import Guarded
 from perdure.model.resolving import status_of, stored
 from perdure.model.status import Status
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Quota", "Quotas"]
 
 
-class Quota(Persistent):
+class Quota(Guarded):
     """At most `size` jobs hold a place of it at once.
 
     The holders stand in this one record, which every claim that takes a place writes and
@@ -29,7 +31,7 @@ class Quota(Persistent):
     _excess = 0
 
     def __init__(self, name: str, size: int = 1) -> None:
-        self.name = name
+        self.name = checked_name("a quota", name)
         self._size = _checked_size(name, size)
         self._holders: tuple[bytes, ...] = ()
 
@@ -50,7 +52,7 @@ class Quota(Persistent):
         return len(self._holders)
 
     def __contains__(self, job: Job) -> bool:
-        return job._p_oid in self._holders
+        return checked_stored(job)._p_oid in self._holders
 
     @property
     def limit(self) -> int:
@@ -65,7 +67,7 @@ class Quota(Persistent):
 
     def keeps(self, job: Job) -> bool:
         """Tell whether the place that `job` has is still its own, and nobody else's to take."""
-        return job._p_oid in self._holders and job._keeps_places
+        return job in self and job._keeps_places
 
     def take(self, job: Job) -> None:
         """Give `job` a place; to be called only where it `keeps` one, or `has_room`.
@@ -76,6 +78,8 @@ class Quota(Persistent):
         if self.keeps(job):
             return
         oid = job._p_oid
+        if oid is None:
+            raise BadStatusError(f"{job!r} was not stored yet: put it first")
         self.release(job)
         needed = self._needed() if len(self._holders) >= self._size else self._holders
         if len(needed) >= self._size:
@@ -84,7 +88,7 @@ class Quota(Persistent):
 
     def release(self, job: Job) -> None:
         """Free the place of `job`, where it holds one."""
-        if job._p_oid in self._holders:
+        if job in self:
             self._set(tuple(oid for oid in self._holders if oid != job._p_oid))
 
     def _adopt(self, holders: Iterable[Job]) -> None:
@@ -128,9 +132,7 @@ class Quotas(Persistent):
 
         Jobs under way that name it, since there was one of that name before, hold places.
         """
-        if not isinstance(name, str):
-            raise TypeError(f"the name of a quota is a text, not {name!r}")
-        if name in self._quotas:
+        if checked_name("a quota", name) in self._quotas:
             raise UnknownSettingError(
                 f"there is a quota {name!r} of size {self._quotas[name].size} already: set its "
                 "size instead"
@@ -148,15 +150,15 @@ class Quotas(Persistent):
 
     def get(self, name: str) -> Quota | None:
         """Return the quota of that name, or None."""
-        return self._quotas.get(name)
+        return self._quotas[name] if name in self else None
 
     def __getitem__(self, name: str) -> Quota:
-        if name not in self._quotas:
+        if name not in self:
             raise KeyError(f"there is no quota {name!r}; there are {sorted(self._quotas)}")
         return self._quotas[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._quotas
+        return isinstance(name, str) and name in self._quotas
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._quotas))

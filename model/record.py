@@ -7,17 +7,18 @@ table in `status`.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
-
-from persistent import Persistent
 
 from perdure.model import names
 from perdure.model.aliases import current_name
 from perdure.model.environment import clock_of, environment
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
+from perdure.model.given import checked_name
+from perdure.model.guarded import Guarded
 from perdure.model.happenings import announce_failed
 from perdure.model.moments import Duration, checked_duration, checked_moment, microseconds, moment
 from perdure.model.policy import (
@@ -38,12 +39,13 @@ if TYPE_CHECKING:
 __all__ = ["JobRecord"]
 
 _MICROSECOND = timedelta(microseconds=1)
+_STORED_STATUSES = frozenset(status.value for status in Status)
 
 SUSPECT_AFTER = 2
 """How many processes end under a job before it is suspect."""
 
 
-class JobRecord(Persistent):
+class JobRecord(Guarded):
     """The states, the moments and the settings of a job; see `perdure.model.Job`."""
 
     # What is not set is not stored: these are the defaults.
@@ -75,6 +77,8 @@ class JobRecord(Persistent):
     _annotations: dict[str, tuple[int, Any]] | None = None
     _own_side: SideRecord | None = None
     _waits_for: tuple[Job, ...] = ()
+    _futures = 0
+    """How many attempts have committed something and returned a future."""
     _transactional: bool | None = None
     _owns_result = True
     """Whether its result is its own, and not passed on from another job; not stored."""
@@ -89,6 +93,20 @@ class JobRecord(Persistent):
         beside another one by a dispatcher, so that those that are harmless end.
         """
         return self._deaths >= SUSPECT_AFTER
+
+    def __setstate__(self, state: Any) -> None:
+        """Take what is stored; raises `BadStatusError` for a status that is not known here.
+
+        Such a job counts as one whose record cannot be read in this process: it keeps its place,
+        is told of, and is left to a process that can.
+        """
+        name = (state or {}).get("_status_name", Status.NEW.value)
+        if name not in _STORED_STATUSES:
+            raise BadStatusError(
+                f"its status is {name!r}, which this version of Perdure does not know: run it "
+                "with the version that has stored it"
+            )
+        super().__setstate__(state)
 
     # Where it is, and what became of it.
 
@@ -241,10 +259,9 @@ class JobRecord(Persistent):
     def quota_names(self, value: tuple[str, ...]) -> None:
         if isinstance(value, (str, bytes)):
             raise TypeError(f"quota_names must be a tuple of names, not the text {value!r}")
-        checked = tuple(value)
-        for name in checked:
-            if not isinstance(name, str):
-                raise TypeError(f"the name of a quota is a text, not {name!r}")
+        if not isinstance(value, Iterable):
+            raise TypeError(f"quota_names must be a tuple of names, not {value!r}")
+        checked = tuple(checked_name("a quota", name) for name in value)
         if self._queue is not None and self.status is Status.PENDING:
             unknown = [name for name in checked if name not in self._queue.quotas]
             if unknown:
@@ -351,6 +368,17 @@ class JobRecord(Persistent):
         """Whether the result is a `Failure`."""
         return isinstance(self._result, Failure)
 
+    def _set_all(self, **settings: Any) -> None:
+        """Set what is not None; where one is refused, none of them is set."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        before = self.__getstate__()
+        try:
+            for name, value in given.items():
+                setattr(self, name, value)
+        except (TypeError, ValueError):
+            self.__setstate__(before)
+            raise
+
     # Moving: one method for each arrow, called by queue, agent and runner.
 
     def _enter(
@@ -412,6 +440,13 @@ class JobRecord(Persistent):
         self._claim += 1
         if self._keeps_places:
             self._keeps_places = False
+
+    def _take_over(self, record: SideRecord) -> None:
+        """Keep what was added to the job, in its side record, with the job itself."""
+        if record.callbacks:
+            self._callbacks = [*(self._callbacks or ()), *record.callbacks]
+        if record.annotations:
+            self._annotations = record.annotations_with(self._annotations)
 
     def _taken_out(self) -> None:
         self._move("take out")

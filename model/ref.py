@@ -11,6 +11,7 @@ from ZODB.POSException import POSKeyError
 from ZODB.utils import p64, u64
 
 from perdure.model.errors import JobNotFoundError
+from perdure.model.given import checked_connection, checked_stored
 
 if TYPE_CHECKING:
     from perdure.model.job import Job
@@ -40,7 +41,7 @@ class JobRef:
     @classmethod
     def of(cls, persistent: Any) -> JobRef:
         """Return the reference of a job that was put; else raises `JobNotFoundError`."""
-        jar = persistent._p_jar
+        jar = checked_stored(persistent)._p_jar
         if jar is None or persistent._p_oid is None:
             raise JobNotFoundError(f"{persistent!r} was not stored yet: put it first")
         return cls(u64(persistent._p_oid), jar.db().database_name)
@@ -48,7 +49,7 @@ class JobRef:
     @classmethod
     def parse(cls, text: str) -> JobRef:
         """Read what `str` wrote; raises `JobNotFoundError` for any other text."""
-        match = _TEXT.fullmatch(text.strip())
+        match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise JobNotFoundError(
                 f"{text!r} names no job: a job is named by the hexadecimal number that "
@@ -87,7 +88,7 @@ def locate(connection: Any, job: Job | JobRef | str) -> Any:
     Raises `JobNotFoundError` for what is no reference.
     """
     ref = _ref_of(job)
-    names = connection.db().databases
+    names = checked_connection(connection).db().databases
     if ref.database_name in names:
         connection = connection.get_connection(ref.database_name)
     elif ref.database_name != _UNNAMED:

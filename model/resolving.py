@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ZODB.broken
@@ -35,8 +35,11 @@ __all__ = [
     "check_resolvable",
     "check_whole",
     "deadline_of",
+    "family",
+    "is_record_name",
     "is_loadable",
     "is_whole",
+    "parent_of",
     "position_of",
     "previous_of",
     "queue_and_agent_of",
@@ -48,6 +51,16 @@ __all__ = [
 
 _STATE_LOAD_ERROR: Any = getattr(POSException, "StateLoadError", ())
 """What later ZODBs raise from any exception of the code that a record is loaded by."""
+
+
+_RECORD = "record of job "
+
+_MARKS = (
+    ("_active_start", Status.ACTIVE),
+    ("_active_end", Status.CALLBACKS),
+    ("_callbacks_end", Status.COMPLETED),
+)
+"""What a record has once its job has come so far."""
 
 
 def stored(job: Any, name: str, default: Any) -> Any:
@@ -78,6 +91,16 @@ def unreadable(job: Any) -> CallableNotFoundError | None:
     return CallableNotFoundError(_record_name(job), f"{type(error).__name__}: {error}")
 
 
+def family(job: Job) -> Iterator[Job]:
+    """Return a job, its callbacks, theirs, and so on, as far as they can be loaded here."""
+    waiting = [job]
+    while waiting:
+        each = waiting.pop(0)
+        if is_loadable(each):
+            yield each
+            waiting = [*each._children(), *waiting]
+
+
 def is_whole(job: Any) -> bool:
     """Tell whether the job's record can be loaded here with all that it holds.
 
@@ -95,28 +118,39 @@ def is_whole(job: Any) -> bool:
 
 def previous_of(job: Any) -> Job | None:
     """Return the job that was put before, into the same inbox."""
-    previous = stored(job, "_previous", None)
-    if isinstance(previous, _Reference):
-        previous = job._p_jar.get(previous.oid)
-    found: Job | None = previous
+    found: Job | None = _object(job, "_previous")
+    return found
+
+
+def parent_of(job: Any) -> Job | None:
+    """Return the job that a job is a callback of, None where it is none."""
+    found: Job | None = _object(job, "_parent")
     return found
 
 
 def queue_and_agent_of(job: Any) -> tuple[Any, Any]:
     """Return the queue and the agent of a job, each None where it has none."""
-    found = []
-    for name in ("_queue", "_agent"):
-        value = stored(job, name, None)
-        found.append(job._p_jar.get(value.oid) if isinstance(value, _Reference) else value)
-    return found[0], found[1]
+    return _object(job, "_queue"), _object(job, "_agent")
+
+
+def _object(job: Any, name: str) -> Any:
+    value = stored(job, name, None)
+    return job._p_jar.get(value.oid) if isinstance(value, _Reference) else value
 
 
 def status_of(job: Any) -> Status:
-    """Return the status of a job, which need not be loadable."""
+    """Return the status of a job, which need not be loadable.
+
+    Of one whose status this version does not know, the one that the rest of its record tells.
+    """
     if is_loadable(job):
         status: Status = job.status
         return status
-    status = Status(stored(job, "_status_name", Status.NEW.value))
+    try:
+        status = Status(stored(job, "_status_name", Status.NEW.value))
+    except ValueError:
+        reached = [status for name, status in _MARKS if stored(job, name, None) is not None]
+        status = reached[-1] if reached else Status.NEW
     if status is Status.NEW and stored(job, "_agent", None) is not None:
         return Status.ASSIGNED
     if status is Status.NEW and stored(job, "_queue", None) is not None:
@@ -192,7 +226,12 @@ def _loading_error(job: Any) -> BaseException | None:
 
 def _record_name(job: Any) -> str:
     """Return the name under which a job is parked for its own record's sake."""
-    return f"record of job {u64(job._p_oid):x}"
+    return f"{_RECORD}{u64(job._p_oid):x}"
+
+
+def is_record_name(name: str) -> bool:
+    """Tell whether jobs are parked under `name` since a record itself cannot be read here."""
+    return name.startswith(_RECORD)
 
 
 def _is_broken(kind: type) -> bool:

@@ -20,6 +20,7 @@ from ZODB.POSException import POSKeyError, StorageError
 from perdure.model.clock import Clock, StopSignal, SystemClock
 from perdure.model.errors import StopRequested
 from perdure.model.failure import Failure
+from perdure.model.given import checked_callable
 from perdure.model.logs import events
 
 __all__ = [
@@ -148,6 +149,7 @@ def never_fail(
     :param stop: ends the waits; None for one that nobody sets.
     :raises StopRequested: if `stop` is set when it would wait, or has had five
         transaction errors more; the first attempt is made in any case.
+    :raises TypeError: for a `call` that cannot be called, or a `tm` that is none.
     :raises BaseException: whatever the call raises that is no `Exception`.
 
     Runs the call in the calling thread, which must be the one that may use `tm`.
@@ -174,10 +176,12 @@ def wait_for_system_recovery(
     :param stop: ends the waits; None for one that nobody sets.
     :return: what the call returned, or a `Failure` in place of what it raised.
     :raises StopRequested: as `never_fail`.
+    :raises TypeError: for a `call` that cannot be called, or a `tm` that is none.
     :raises BaseException: whatever the call raises that is no `Exception`.
 
     Runs the call in the calling thread, which must be the one that may use `tm`.
     """
+    _check(call, tm)
     try:
         return _keep_at_it(call, identifier, tm, stop, any_error=False)
     except Exception as error:
@@ -206,10 +210,12 @@ def try_five_times(
     :param logged: is called with the error, while it is handled, before it would be logged;
         true says that it need not be. Must not raise.
     :return: what the call returned, or a `Failure` in place of what it raised.
+    :raises TypeError: for a `call` that cannot be called, or a `tm` that is none.
     :raises BaseException: whatever the call raises that is no `Exception`.
 
     Runs the call in the calling thread, which must be the one that may use `tm`.
     """
+    _check(call, tm)
     conflicts = 0
     while True:
         try:
@@ -239,6 +245,7 @@ def _keep_at_it(
     any_error: bool,
 ) -> T:
     """Call and commit; wait after a disconnect, with `any_error` after each error; else raise."""
+    _check(call, tm)
     if stop is None:
         stop = StopSignal(SystemClock())
     conflicts = 0
@@ -278,6 +285,13 @@ def _keep_at_it(
             wait = min(_LONGEST_WAIT, wait + _MORE_WAIT)
         elif conflicts % 5 == 0 and stop.is_set():
             raise StopRequested(f"the system stops: {identifier} was given up for now")
+
+
+def _check(call: object, tm: object) -> None:
+    """Raise `TypeError` for what would fail in each attempt alike."""
+    checked_callable("call", call)
+    if not all(hasattr(tm, name) for name in ("begin", "commit", "abort")):
+        raise TypeError(f"tm has to be a transaction manager, and {tm!r} is none")
 
 
 def _level(error: Exception) -> int:

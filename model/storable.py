@@ -14,6 +14,7 @@ from persistent.wref import WeakRef
 
 from perdure.model.errors import NotStorableError
 from perdure.model.names import NOT_OF_THE_CODE
+from perdure.model.saferepr import survive
 
 __all__ = [
     "ARGUMENT_LIMIT_BYTES",
@@ -73,15 +74,17 @@ def check_arguments(
     limit = ARGUMENT_LIMIT_BYTES if limit_bytes is None else limit_bytes
     try:
         size = _size((tuple(args), dict(kwargs)), limit)
+    except NOT_OF_THE_CODE:
+        raise
     # A pickle may raise anything; which argument it was is found below.
-    except Exception as error:
+    except BaseException as error:
         for index, value in enumerate(args):
             check_value(value, f"argument {index}")
         for name, value in kwargs.items():
             check_value(value, f"argument {name!r}")
         raise NotStorableError(
-            f"the arguments cannot be stored together: {error}; give plain data, or a persistent "
-            "object"
+            f"the arguments cannot be stored together: {_reason(error)}; give plain data, or a "
+            "persistent object"
         ) from error
     if size > limit:
         raise NotStorableError(
@@ -94,11 +97,13 @@ def check_value(value: object, what: str) -> None:
     """Raise `NotStorableError`, naming `what`, where `value` cannot be stored and read."""
     try:
         _size(value)
-    # A pickle may raise anything.
-    except Exception as error:
+    except NOT_OF_THE_CODE:
+        raise
+    # A pickle may raise anything, and call sys.exit.
+    except BaseException as error:
         raise NotStorableError(
-            f"{what} cannot be stored: {_short_repr(value)}: {error}; give plain data, or a "
-            "persistent object"
+            f"{what} cannot be stored: {_short_repr(value)}: {_reason(error)}; give plain data, "
+            "or a persistent object"
         ) from error
 
 
@@ -173,14 +178,23 @@ def _read_again(value: object) -> None:
     # Reading runs the application's code, which may raise anything.
     except BaseException as error:
         raise pickle.UnpicklingError(
-            f"it can be written, but not be read again: {type(error).__name__}: {error}"
+            f"it can be written, but not be read again: {_named(error)}"
         ) from error
 
 
 def _short_repr(value: object) -> str:
-    try:
-        text = repr(value)
     # The error to report is the caller's, not that of a repr.
-    except Exception:
-        text = f"a {type(value).__qualname__}"
+    text = survive(lambda: repr(value), lambda error: f"a {type(value).__qualname__}")
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _reason(error: BaseException) -> str:
+    return _message(error) if isinstance(error, Exception) else _named(error)
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_message(error)}"
+
+
+def _message(error: BaseException) -> str:
+    return survive(lambda: str(error), lambda error: "its text cannot be had")

@@ -9,12 +9,19 @@ whose transaction is aborted; and there always is a time limit.
 Clients fetch object ids in advance. A server that was killed knows only those that were
 committed, and would hand out the others once more, to another client; commits of both would
 fail then. Here a server begins far behind the last id that it knows.
+
+ZEO ends by an exception that the handler of a signal raises, wherever the server is just then,
+be it half-way through a commit. And it is called only when the server goes on: a signal that
+comes in the instant in which the server begins to wait for its clients is not seen before one
+of them says something. Here the loop is woken by a signal, and ends between two of its steps.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 from ZEO.asyncio.server import Acceptor, ServerProtocol
@@ -22,6 +29,8 @@ from ZEO.runzeo import ZEOOptions, ZEOServer
 from ZEO.StorageServer import StorageServer, ZEOStorage
 from ZODB.POSException import StorageTransactionError
 from ZODB.utils import p64, u64
+
+from perdure.storage.session import Session
 
 __all__ = ["COMMIT_LIMIT", "Server", "main"]
 
@@ -32,6 +41,9 @@ _UNREAD_KEPT_SECONDS = 1.0
 
 _IDS_PASSED_OVER = 100_000
 """A client fetches a hundred at a time."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+"""Those that ZEO's program has handlers for."""
 
 
 class Server(StorageServer):
@@ -50,6 +62,21 @@ class Server(StorageServer):
     def create_client_handler(self) -> ZEOStorage:
         return _Session(self, self.read_only)
 
+    def end_sessions(self) -> None:
+        """Abort what clients are committing, and keep threads from changing the files.
+
+        To be called when the loop has ended, before `close`; nothing can be done after it.
+        """
+        for sessions in self.zeo_storages_by_storage_id.values():
+            for each in list(sessions):
+                each.notify_disconnected()
+        for storage in self.storages.values():
+            # A pack has them while it puts the new file in the place of the old one and saves
+            # its index, which must not be left half-way, nor meet the close.
+            for name in ("_commit_lock", "_lock"):
+                if hasattr(storage, name):
+                    getattr(storage, name).acquire()
+
 
 def _pass_over_ids(storage: Any) -> None:
     # Not every kind of storage counts its ids, and is served for writing.
@@ -57,7 +84,7 @@ def _pass_over_ids(storage: Any) -> None:
         storage.set_max_oid(p64(u64(storage.new_oid()) + _IDS_PASSED_OVER))
 
 
-class _Session(ZEOStorage):
+class _Session(Session):
     """What one client is served."""
 
     def tpc_finish(self, id: int) -> Any:
@@ -93,6 +120,14 @@ class _Acceptor(Acceptor):
 
 
 class _Program(ZEOServer):
+    _ends = False
+
+    def open_storages(self) -> None:
+        # A large file takes long to open, and who is the first process of a container hears
+        # of no signal that it has no handler for.
+        self.setup_signals()
+        super().open_storages()
+
     def create_server(self) -> None:
         options = self.options
         self.server = Server(
@@ -107,13 +142,35 @@ class _Program(ZEOServer):
             ssl=options.ssl,
         )
 
+    def loop_forever(self) -> None:
+        loop = self.server.acceptor.event_loop
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, getattr(self, f"handle_{number.name.lower()}"))
+            if number != signal.SIGUSR2:
+                # The loop is woken all the same.
+                signal.signal(number, self._note)
+        super().loop_forever()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._ends:
+            # The loop, or the close, is at a step that takes too long for who sent it.
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._ends = True
+
+    def close_server(self) -> None:
+        if self.server is not None:
+            self.server.end_sessions()
+        super().close_server()
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the server until a signal ends it; in the main thread.
 
     `args` are the options of ZEO's ``runzeo``, None for those of this process, such as
     ``["-a", "127.0.0.1:8100", "-f", "app.fs"]``. ``--timeout SECONDS`` sets another limit
-    for commits than `COMMIT_LIMIT`. Ends with `SystemExit` after bad options and signals.
+    for commits than `COMMIT_LIMIT`. Ends with `SystemExit` after bad options and signals. The
+    second signal ends the process at once, as SIGKILL would.
     """
     options = ZEOOptions()
     options.realize(None if args is None else list(args))

@@ -22,7 +22,9 @@ from perdure.model.errors import (
     DatabaseNotFoundError,
     UnknownSettingError,
 )
+from perdure.model.given import checked_database
 from perdure.model.moved import class_factory
+from perdure.storage.hearing import hear_of_commits
 from perdure.storage.limits import Limits
 from perdure.storage.shared import SharedStorage
 
@@ -61,7 +63,13 @@ def open_database(
     it, and `DatabaseLockedError` where another process has the file open and does not share it.
     May be called from any thread; touches no transaction of the caller.
     """
-    text = os.fspath(database)
+    if not isinstance(database, (str, os.PathLike)):
+        raise UnknownSettingError(f"{database!r} names no database: give a path or a URI, a text")
+    text = os.fsdecode(database)
+    if "\0" in text:
+        raise UnknownSettingError(f"{text!r} names no database: no path has a null character")
+    if not isinstance(wait, timedelta):
+        raise UnknownSettingError(f"wait must be a timedelta, not {wait!r}")
     if wait <= timedelta(0):
         raise UnknownSettingError(f"wait must be longer than zero, not {wait}")
     scheme, separator, rest = text.partition("://")
@@ -126,7 +134,9 @@ def _open_shared(
 def _open_by_uri(shown: str, uri: str) -> Any:
     factory, settings = _resolve(uri)
     try:
-        return ZODB.DB(factory(), class_factory=class_factory, **settings)
+        opened = ZODB.DB(factory(), class_factory=class_factory, **settings)
+        hear_of_commits(opened)
+        return opened
     except zc.lockfile.LockError as error:
         raise DatabaseLockedError(
             f"the database {shown} is open in another process: stop that one, or leave out the "
@@ -210,10 +220,10 @@ def _check_file(path: str, create: bool) -> None:
 
 def database_file(database: Any) -> str | None:
     """Return the path of the database's file, or None where it is not in one."""
-    name = str(database.storage.getName())
+    name = str(checked_database(database).storage.getName())
     return os.path.abspath(name) if os.path.isfile(name) else None
 
 
 def is_in_memory(database: Any) -> bool:
     """Tell whether the database is gone with this process, so that nobody shares it."""
-    return isinstance(database.storage, (MappingStorage, DemoStorage))
+    return isinstance(checked_database(database).storage, (MappingStorage, DemoStorage))

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ZEO.asyncio.server import Delay, Result, ServerProtocol
-from ZEO.StorageServer import LockManager, StorageServer, ZEOStorage
+from ZEO.StorageServer import LockManager, StorageServer
 from ZODB.POSException import ConflictError, StorageTransactionError
 
 from perdure.model.localsocket import stranger
@@ -32,6 +32,7 @@ from perdure.storage.file import ServedFace
 from perdure.storage.forking import Inherited, let_go_in_children, of_selector
 from perdure.storage.limits import Limits
 from perdure.storage.place import Place
+from perdure.storage.session import Session
 
 __all__ = ["NAME", "Server"]
 
@@ -269,7 +270,7 @@ class _Connection(ServerProtocol):
         return True
 
 
-class _Session(ZEOStorage):
+class _Session(Session):
     """What one client is served; belongs to the loop."""
 
     def register(self, storage_id: str, read_only: bool) -> bytes:

@@ -52,7 +52,9 @@ from perdure.model.errors import (
     DatabaseAccessError,
     DatabaseLockedError,
     DatabaseNotFoundError,
+    UnknownSettingError,
 )
+from perdure.model.given import checked_callable
 from perdure.model.lockfile import LockFile
 from perdure.storage.absent import Absent, Forked
 from perdure.storage.client import Client
@@ -69,6 +71,8 @@ __all__ = ["Sides"]
 logger = logging.getLogger("perdure.events")
 
 T = TypeVar("T")
+
+BLOB_LAYOUTS = ("automatic", "bushy", "lawn")
 
 _LOOK_AGAIN_SECONDS = 0.05
 
@@ -88,6 +92,13 @@ class Sides(Inherited):
         limits: Limits | None = None,
         clock: Clock | None = None,
     ) -> None:
+        for name, value in (("path", path), ("blob_dir", blob_dir or path)):
+            if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+                raise UnknownSettingError(f"{name} has to be the path of a file, not {value!r}")
+        if blob_layout not in BLOB_LAYOUTS:
+            raise UnknownSettingError(
+                f"blob_layout is {blob_layout!r}, and has to be one of {', '.join(BLOB_LAYOUTS)}"
+            )
         self._place = Place(path)
         self._wanted_blobs = blob_dir
         self._blob_layout = blob_layout
@@ -138,6 +149,7 @@ class Sides(Inherited):
         call, or later, sees it. It is called in whichever thread hears of it, which serves
         others as well: it must return at once, and raise nothing. Returns what ends it.
         """
+        checked_callable("told", told)
         with self._changed:
             self._hooks = [*self._hooks, told]
 

@@ -10,21 +10,27 @@ if __name__ != "perdure.testing":
         "perdure.testing"
     )
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from perdure.testing.choosers import Calm, Chooser, Recorded, Seeded
-from perdure.testing.crashes import BreakReport, BrokenError, break_everywhere, crash_everywhere
-from perdure.testing.disk import Commit, Disk, MemoryStorage
-from perdure.testing.errors import NotAtRestError, ProcessCrashed, SimulationError, StuckError
-from perdure.testing.exploring import COMMITS, ExploreReport, OrderError, explore
-from perdure.testing.process import Process
-from perdure.testing.storage import Call, Fault
-from perdure.testing.world import World
 
 if TYPE_CHECKING:
     from perdure.testing import strategies
+    from perdure.testing.choosers import Calm, Chooser, Recorded, Seeded
+    from perdure.testing.crashes import (
+        BreakReport,
+        BrokenError,
+        break_everywhere,
+        crash_everywhere,
+    )
+    from perdure.testing.disk import Commit, Disk, MemoryStorage
+    from perdure.testing.errors import NotAtRestError, ProcessCrashed, SimulationError, StuckError
+    from perdure.testing.execution import SteppedClock
+    from perdure.testing.exploring import COMMITS, ExploreReport, OrderError, explore
     from perdure.testing.machine import RuntimeMachine
+    from perdure.testing.process import Process
+    from perdure.testing.storage import Call, Fault
+    from perdure.testing.system import SteppedSystem
+    from perdure.testing.world import World
 
 __all__ = [
     "COMMITS",
@@ -46,6 +52,8 @@ __all__ = [
     "RuntimeMachine",
     "Seeded",
     "SimulationError",
+    "SteppedClock",
+    "SteppedSystem",
     "StuckError",
     "World",
     "break_everywhere",
@@ -54,14 +62,41 @@ __all__ = [
     "strategies",
 ]
 
+_MODULES = (
+    "choosers",
+    "crashes",
+    "disk",
+    "errors",
+    "execution",
+    "exploring",
+    "process",
+    "storage",
+    "system",
+    "world",
+)
+"""Where the public names are, but for those that need Hypothesis."""
+
+_WITH_HYPOTHESIS = ("RuntimeMachine", "strategies")
+
 
 def __getattr__(name: str) -> Any:
-    """Import what needs Hypothesis when it is asked for, and not before."""
-    if name not in ("RuntimeMachine", "strategies"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _WITH_HYPOTHESIS:
+        return _with_hypothesis(name)
+    # Not imported before it is used: pytest loads the plugin, and so this package, in each of
+    # its runs, whatever they test.
+    if name in __all__:
+        for module_name in _MODULES:
+            module = import_module(f"perdure.testing.{module_name}")
+            if name in module.__all__:
+                found = globals()[name] = getattr(module, name)
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _with_hypothesis(name: str) -> Any:
     try:
-        strategies = importlib.import_module("perdure.testing.strategies")
-        machine = importlib.import_module("perdure.testing.machine")
+        strategies = import_module("perdure.testing.strategies")
+        machine = import_module("perdure.testing.machine")
     except ModuleNotFoundError as error:
         if error.name != "hypothesis":
             raise
@@ -71,3 +106,7 @@ def __getattr__(name: str) -> Any:
             name=error.name,
         ) from error
     return strategies if name == "strategies" else machine.RuntimeMachine
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

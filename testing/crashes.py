@@ -11,6 +11,7 @@ from typing import Any
 from perdure.testing.choosers import Chooser
 from perdure.testing.errors import ProcessCrashed, SimulationError
 from perdure.testing.process import Process
+from perdure.testing.scheduler import nothing_logged
 from perdure.testing.storage import Call, Fault
 from perdure.testing.world import REST_LIMIT, World
 
@@ -18,6 +19,15 @@ __all__ = ["BreakReport", "BrokenError", "break_everywhere", "crash_everywhere"]
 
 Scenario = Callable[[Process], object]
 Check = Callable[[Process], object]
+
+
+def _nothing(process: Process) -> None:
+    """Take the place of a check, or a setup, that was not given."""
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__name__", repr(function))
+
 
 CRASHES = (Fault.crash(), Fault.crash(after=True))
 
@@ -39,9 +49,9 @@ class BreakReport:
 
 def crash_everywhere(
     scenario: Scenario,
-    check: Check = lambda process: None,
+    check: Check = _nothing,
     *,
-    setup: Scenario = lambda process: None,
+    setup: Scenario = _nothing,
     recoveries: int = 1,
     at: str = "",
     **settings: Any,
@@ -59,10 +69,11 @@ def crash_everywhere(
     :param check: called with the process, started again and at rest, to assert what must hold.
     :param setup: called with the process before the scenario, without crashes.
     :param recoveries: 2 lets the process crash at each call of the recovery, too: many runs.
-    :param at: repeats one run alone, as the text of a failure gives it.
+    :param at: repeats one run alone, as the text of a failure gives it, with all that is logged.
     :param settings: for the process, as for `World.process`.
     :raises BrokenError: at the first crash that does harm.
     """
+    __tracebackhide__ = True
     return break_everywhere(
         scenario, check, CRASHES, setup=setup, recoveries=recoveries, at=at, **settings
     )
@@ -70,10 +81,10 @@ def crash_everywhere(
 
 def break_everywhere(
     scenario: Scenario,
-    check: Check = lambda process: None,
+    check: Check = _nothing,
     faults: Sequence[Fault] = CRASHES,
     *,
-    setup: Scenario = lambda process: None,
+    setup: Scenario = _nothing,
     recoveries: int = 1,
     at: str = "",
     chooser: Callable[[], Chooser | None] = lambda: None,
@@ -88,12 +99,19 @@ def break_everywhere(
     :param chooser: makes the chooser of each run (default: each thread as long as it can).
     :param rest_limit: how much time may pass until there is nothing to do.
     """
+    __tracebackhide__ = True
     if recoveries not in (1, 2):
         raise SimulationError(f"recoveries must be 1 or 2, not {recoveries!r}")
     runner = _Runner(scenario, check, setup, chooser, rest_limit, settings)
     if at:
         runner.run(_parse(at, faults))
         return BreakReport(0, 1)
+    with nothing_logged():
+        return _break_everywhere(runner, faults, recoveries)
+
+
+def _break_everywhere(runner: _Runner, faults: Sequence[Fault], recoveries: int) -> BreakReport:
+    __tracebackhide__ = True
     calls = runner.run(())
     runs = 1
     for number, index in itertools.product(range(1, calls + 1), range(len(faults))):
@@ -145,10 +163,13 @@ class _Runner:
     rest_limit: timedelta
     settings: dict[str, Any]
     struck: list[str] = field(default_factory=list)
+    until: int | None = None
+    """How many events there were when the last fault struck."""
 
     def run(self, strikes: tuple[_Strike, ...]) -> int:
         """Run it, and return how many calls the last life of the process had."""
-        self.struck = []
+        __tracebackhide__ = True
+        self.struck, self.until = [], None
         with World(chooser=self.chooser()) as world:
             try:
                 return self._run(world, strikes)
@@ -201,7 +222,8 @@ class _Runner:
             fault = planned.get(call.number)
             if fault is None or (not fault.crashes and world.scheduler.is_driver):
                 return None
-            self.struck.append(f"{call}, in {world.scheduler.who}")
+            self.struck.append(f"{fault} {call}, in {world.scheduler.who}")
+            self.until = len(world.scheduler.trace)
             return fault
 
         process.on_call = on_call
@@ -214,13 +236,13 @@ class _Runner:
         self.check(process)
 
     def _text(self, world: World, strikes: tuple[_Strike, ...], error: Exception) -> str:
-        names = ", ".join(
-            getattr(each, "__name__", repr(each)) for each in (self.scenario, self.check)
-        )
-        where = "; then ".join(self.struck) or "nowhere: the run was another one this time"
+        names = f"{_name(self.scenario)}, {_name(self.check)}"
+        if self.setup is not _nothing:
+            names += f", setup={_name(self.setup)}"
+        where = "; then ".join(self.struck) or "nothing: the run was another one this time"
         at = " ".join(map(str, strikes))
         return (
-            f"broken at {where}\n{type(error).__name__}: {error}\n"
-            f"what happened until then:\n{world.scheduler.story()}\n"
+            f"broken by {where}\n{type(error).__name__}: {error}\n"
+            f"what happened until then:\n{world.scheduler.story(until=self.until)}\n"
             f"to repeat it: crash_everywhere({names}, at={at!r})"
         )

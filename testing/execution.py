@@ -67,6 +67,14 @@ class SteppedExecution(Execution):
         self._scheduler = scheduler
         self._clock = clock
         self._owner = owner
+        self._loops: list[asyncio.AbstractEventLoop] = []
+
+    def let_go(self) -> None:
+        """Close the event loops whose threads have ended before their first turn."""
+        for loop in self._loops:
+            if not loop.is_running() and not loop.is_closed():
+                loop.close()
+        self._loops.clear()
 
     @property
     def has_crashed(self) -> bool:
@@ -79,7 +87,9 @@ class SteppedExecution(Execution):
         return ClockFuture(self._clock)
 
     def create_event_loop(self) -> asyncio.AbstractEventLoop:
-        return _SteppedEventLoop(self._clock)
+        loop = _SteppedEventLoop(self._clock)
+        self._loops.append(loop)
+        return loop
 
     def start_thread(self, target: Callable[[], None], name: str) -> ThreadHandle:
         full_name = f"{self._owner.name}/{name}" if self._owner.name else name

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from perdure.testing.choosers import Recorded, Taken
 from perdure.testing.errors import SimulationError
+from perdure.testing.scheduler import nothing_logged
 from perdure.testing.world import World
 
 __all__ = ["COMMITS", "ExploreReport", "OrderError", "explore"]
@@ -54,7 +55,7 @@ def explore(
     :param depth: vary that many choices at most, the first ones (default: all).
     :param most_runs: stop after so many (default: when all were run).
     :param points: where another thread may go on.
-    :param at: repeat one order, as the text of a failure gives it.
+    :param at: repeat one order, as the text of a failure gives it, with all that is logged.
     :raises OrderError: at the first order in which the scenario raised something.
     """
     if preemptions < 0:
@@ -65,7 +66,8 @@ def explore(
     runs = choices = 0
     prefix: list[int] | None = []
     while prefix is not None and (most_runs is None or runs < most_runs):
-        taken = _run(scenario, points, prefix)
+        with nothing_logged():
+            taken = _run(scenario, points, prefix)
         runs += 1
         choices = max(choices, len(taken))
         prefix = _next(taken[:depth], preemptions)

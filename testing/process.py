@@ -19,7 +19,7 @@ from perdure.model.job import Job
 from perdure.model.ref import JobRef
 from perdure.testing.errors import ProcessCrashed, SimulationError
 from perdure.testing.execution import SteppedClock, SteppedExecution
-from perdure.testing.scheduler import Owner
+from perdure.testing.scheduler import Owner, Scheduler
 from perdure.testing.storage import Call, Fault, SteppedStorage
 
 if TYPE_CHECKING:
@@ -58,6 +58,36 @@ class _Secrets:
         return self._random.randrange(exclusive_upper_bound)
 
 
+class _Database(ZODB.DB):
+    """A database that knows what the test itself has opened."""
+
+    def __init__(self, storage: SteppedStorage, scheduler: Scheduler, class_factory: Any) -> None:
+        self._scheduler = scheduler
+        self._opened_by_test: set[Any] = set()
+        # It is one process: a pool that is never too small.
+        super().__init__(storage, pool_size=100, class_factory=class_factory)
+
+    def open(self, *args: Any, **kwargs: Any) -> Any:
+        connection = super().open(*args, **kwargs)
+        if self._scheduler.is_driver:
+            self._opened_by_test.add(connection)
+        return connection
+
+    def let_go(self) -> None:
+        """Close what the test has left open, without a call of the storage.
+
+        Else the next transaction of the test's thread would begin one of it, too.
+        """
+        for connection in self._opened_by_test:
+            if connection.opened is None or connection.transaction_manager is None:
+                continue
+            for each in connection.connections.values():
+                each.explicit_transactions = True
+            connection.transaction_manager.abort()
+            connection.close()
+        self._opened_by_test.clear()
+
+
 class Process:
     """One process on the world's disk; made by `World.process`.
 
@@ -88,7 +118,8 @@ class Process:
         self._owner = Owner(name)
         self._owner.gone = True
         self._storage: SteppedStorage | None = None
-        self._database: Any = None
+        self._database: _Database | None = None
+        self._execution: SteppedExecution | None = None
         self._system: ActorSystem | None = None
         self._identity: SimulatedIdentity | None = None
 
@@ -131,6 +162,7 @@ class Process:
         """Start it, or start it again, with nothing but what is on the disk."""
         if self.is_running:
             raise SimulationError(f"{self!r} runs: stop it, or let it crash, first")
+        self.let_go()
         self.starts += 1
         self._owner = Owner(self.name)
         self._system = self._storage = self._identity = None
@@ -144,19 +176,19 @@ class Process:
             world.disk, world.scheduler, self.clock, self.name, self.crash
         )
         storage.on_call = lambda call: self.on_call(call)
-        # It is one process: a pool that is never too small.
-        self._database = ZODB.DB(storage, pool_size=100, class_factory=world.class_factory)
+        self._database = _Database(storage, world.scheduler, world.class_factory)
         known = environment(self._database)
         known.clock = self.clock
         known.secrets = secrets
         known.leases = Leases(secrets)
         known.proofs = world.proofs_of(self)
         self._identity = SimulatedIdentity(world, self.uuid, self.host, secrets.token_hex(8))
+        self._execution = SteppedExecution(world.scheduler, self.clock, self._owner)
         self._system = start(
             self._database,
             self._queues,
             clock=self.clock,
-            execution=SteppedExecution(world.scheduler, self.clock, self._owner),
+            execution=self._execution,
             identity=self._identity,
             **self._settings,
         )
@@ -168,9 +200,10 @@ class Process:
         """Stop it as `perdure.actors.ActorSystem.stop` does."""
         with self._acting():
             self.system.stop(drain)
+            self.let_go()
             # ZODB stumbles over a connection that the disk was cut from while it was opened.
             with contextlib.suppress(KeyError):
-                self._database.close()
+                self.system.database.close()
             self._storage_alive().die()
         self._owner.gone = True
 
@@ -186,6 +219,16 @@ class Process:
         self.world.scheduler.end(self._owner)
         if self._system is not None:
             self._system._abandon()
+
+    def let_go(self) -> None:
+        """Close what the end of a process closes, and abort what the test did in its connections.
+
+        That is the connections that the test has opened in it, and sockets of event loops.
+        """
+        if self._database is not None:
+            self._database.let_go()
+        if self._execution is not None and self._owner.gone:
+            self._execution.let_go()
 
     def suspend(self) -> None:
         """Let it stand still, as SIGSTOP does, until it is resumed; its clock goes on."""
@@ -235,3 +278,8 @@ class Process:
         """Wait for a job's result, as `perdure.actors.ActorSystem.result`; time passes for it."""
         with self._acting():
             return self.system.result(job, timeout=timeout)
+
+    def wait(self, job: Job | JobRef | str, *, timeout: timedelta | None = None) -> None:
+        """Wait until a job is COMPLETED, as `perdure.actors.ActorSystem.wait`."""
+        with self._acting():
+            self.system.wait(job, timeout=timeout)

@@ -21,7 +21,10 @@ from typing import Any
 from perdure.testing.choosers import Calm, Chooser
 from perdure.testing.errors import ProcessCrashed, SimulationError, StuckError
 
-__all__ = ["Event", "Owner", "Scheduler", "Task"]
+__all__ = ["DRIVER", "Event", "Owner", "Scheduler", "Task", "nothing_logged"]
+
+DRIVER = "the test"
+"""What the test itself is called, among the threads."""
 
 HANGS_AFTER_SECONDS = 120.0
 """Real seconds after which a thread that does not hand on the baton has hung."""
@@ -78,6 +81,22 @@ class _Quiet(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         task = self._scheduler.me()
         return task is None or not task.is_gone
+
+
+@contextlib.contextmanager
+def nothing_logged() -> Iterator[None]:
+    """Let Perdure and ZODB log nothing: what hundreds of runs say hides what one has to say."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        return False
+
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(refuse)
+    try:
+        yield
+    finally:
+        for name in _LOGGERS:
+            logging.getLogger(name).removeFilter(refuse)
 
 
 class _State(Enum):
@@ -149,7 +168,7 @@ class Scheduler:
         self._quiet = _Quiet(self)
         for name in _LOGGERS:
             logging.getLogger(name).addFilter(self._quiet)
-        self.driver = self._add("the test", None)
+        self.driver = self._add(DRIVER, None)
         self.driver.thread = threading.current_thread()
         self._join(self.driver)
         self._current = self.driver
@@ -298,9 +317,9 @@ class Scheduler:
             logging.getLogger(name).removeFilter(self._quiet)
         return left
 
-    def story(self, last: int = 40) -> str:
-        """Return the last events of the trace, a line each."""
-        return "\n".join(map(str, self.trace[-last:]))
+    def story(self, last: int = 40, until: int | None = None) -> str:
+        """Return the last events of the trace, or of its first `until` ones, a line each."""
+        return "\n".join(map(str, self.trace[:until][-last:]))
 
     # Turns.
 

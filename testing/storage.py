@@ -52,6 +52,14 @@ class Fault:
     after: bool = False
     delay: timedelta = timedelta(0)
 
+    def __str__(self) -> str:
+        when = "after" if self.after else "before"
+        if self.crashes:
+            return f"a crash {when}"
+        if self.error is not None:
+            return f"{self.error!r} {'after' if self.after else 'instead of'}"
+        return f"{self.delay} {when}"
+
     @classmethod
     def crash(cls, *, after: bool = False) -> Fault:
         """Return the fault that the process crashes, before the call or after it."""

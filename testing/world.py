@@ -84,6 +84,7 @@ class World:
         """End all processes as a crash does; raises `SimulationError` if a thread does not end."""
         for process in self._processes.values():
             process.crash()
+            process.let_go()
         if self._observed is not None:
             self._observed.close()
         self.disk.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 pytest_plugins = [
+    "pytester",
     "support.application",
     "support.coroutines",
     "support.desk",
@@ -15,3 +18,11 @@ pytest_plugins = [
     "support.systems",
     "support.world",
 ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the plugin that the package brings, where it is tested without being installed."""
+    if not config.pluginmanager.hasplugin("perdure"):
+        from perdure.testing import plugin
+
+        config.pluginmanager.register(plugin, "perdure")

@@ -9,10 +9,15 @@ kills the owner of the file `--kills` times (SIGKILL), and in between it stops o
 gracefully (SIGTERM), kills clients, and suspends processes for a while (SIGSTOP, SIGCONT). What
 has ended is started again.
 
+Before some of the kills everybody is quiet. Then a thread of each process hoards: its connection
+gives ids to 200 new objects, which none in the file is greater than; it waits for the next owner,
+adds 600 more, and commits all of them together.
+
 Wrong is: a pair whose parts differ, a value that goes back, a commit of one's own that is not
 seen; a process that does not get on within two minutes; at the end, an acknowledged commit that
-is not in the file, a refused one that is, one that counts twice, a blob that is not what was
-stored. It prints numbers; the exit status is 1, and the seed is named, if anything was wrong.
+is not in the file, a refused one that is, one that counts twice, a blob or a new object that is
+not what was stored, the id of a new object that another one has. It prints numbers; the exit
+status is 1, and the seed is named, if anything was wrong.
 
 `--fault NAME` commits a deliberate fault in every process, which the soak has to find; the names
 are in `FAULTS`.
@@ -31,14 +36,24 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from persistent.mapping import PersistentMapping
+
+from perdure.storage.place import Place
 
 PAIRS = 6
 THREADS = 2
 #: After so long without a commit a process hangs, unless `--patience` says otherwise.
 PATIENCE_SECONDS = 120.0
+#: So many ids a hoarder is given before it has waited for another owner, and after that.
+NEW_IDS = 200
+MORE_IDS = 600
+#: While there is this file beside the database, nobody commits.
+QUIET = "quiet"
 
 
 # In each process
@@ -46,15 +61,13 @@ PATIENCE_SECONDS = 120.0
 
 def deaf_owner() -> None:
     """The owner's own database does not hear of its clients' commits."""
-    from perdure.storage.shared import SharedStorage
-    from perdure.storage.sides import _Relay
+    from perdure.storage.file import ServedFace
 
-    def tell_clients_only(self: Any, tid: bytes, oids: Any) -> None:
-        if isinstance(sys._getframe(1).f_locals.get("self"), _Relay):
-            whole(self, tid, oids)
+    def deaf(self: Any, file: Any, invalidate: Any, announce: Any) -> None:
+        whole(self, file, lambda tid, oids: None, announce)
 
-    whole = SharedStorage._invalidate
-    SharedStorage._invalidate = tell_clients_only  # type: ignore[method-assign]
+    whole = ServedFace.__init__
+    ServedFace.__init__ = deaf  # type: ignore[method-assign]
 
 
 def deaf_clients() -> None:
@@ -71,7 +84,7 @@ def blind_takeover() -> None:
     """Who takes the file over does not tell its connections what changed."""
     from perdure.storage import sides
 
-    sides.changes_since = lambda file, tid: iter(())
+    sides.changes_since = lambda storage, tid, last=None: iter(())
 
 
 def early_answer() -> None:
@@ -93,7 +106,21 @@ def early_answer() -> None:
     _Session.tpc_finish = finish  # type: ignore[method-assign]
 
 
-FAULTS = {each.__name__: each for each in (deaf_owner, deaf_clients, blind_takeover, early_answer)}
+def forgetful_owner() -> None:
+    """Who takes the file over gives away the ids that the one before has given away."""
+    from perdure.storage.oids import GivenOids
+
+    def begin_behind(self: Any, last: bytes, *, new: bool) -> bytes:
+        self.noted = last
+        return last
+
+    GivenOids.begin_behind = begin_behind  # type: ignore[method-assign]
+
+
+FAULTS = {
+    each.__name__: each
+    for each in (deaf_owner, deaf_clients, blind_takeover, early_answer, forgetful_owner)
+}
 
 
 class Wrong(Exception):
@@ -105,6 +132,7 @@ class Writer:
 
     def __init__(self, database: Any, folder: Path, name: str, stop: threading.Event) -> None:
         self.database = database
+        self.quiet = folder / QUIET
         self.name = name
         self.stop = stop
         self.random = random.Random(name)
@@ -126,6 +154,9 @@ class Writer:
         last = -1  # the last one that was acknowledged
         try:
             while not self.stop.is_set():
+                if self.quiet.exists():
+                    self.stop.wait(0.02)
+                    continue
                 number += 1
                 committing = False
                 try:
@@ -165,6 +196,88 @@ class Writer:
             manager.abort()
             connection.close()
             os.close(self.record)
+
+
+class Hoarder:
+    """One thread that has new objects long before it commits them."""
+
+    def __init__(self, database: Any, folder: Path, name: str, stop: threading.Event) -> None:
+        self.database = database
+        self.quiet = folder / QUIET
+        self.name = name
+        self.stop = stop
+
+    def run(self) -> None:
+        import transaction
+        from transaction.interfaces import TransientError
+        from ZODB.POSException import ConflictError
+
+        manager = transaction.TransactionManager()
+        connection = self.database.open(transaction_manager=manager)
+        number = 0
+        try:
+            while not self.stop.is_set():
+                try:
+                    manager.begin()
+                    connection.root()["hoards"][self.name] = PersistentMapping()
+                    manager.commit()
+                    break
+                except TransientError:
+                    manager.abort()
+            while self.wait_until_quiet(True):
+                number += 1
+                given: set[bytes] = set()
+                try:
+                    manager.begin()
+                    own = connection.root()["hoards"][self.name]
+                    things = self.add(connection, number, range(NEW_IDS))
+                    print("hoarding", flush=True)
+                    if not self.wait_until_quiet(False):
+                        return
+                    things += self.add(connection, number, range(NEW_IDS, NEW_IDS + MORE_IDS))
+                    given = {thing._p_oid for thing in things}
+                    own[number] = things
+                    manager.commit()
+                    manager.begin()
+                    for thing in things:
+                        thing._p_deactivate()
+                    look_at_hoard(self.name, number, own[number])
+                except TransientError as error:
+                    if isinstance(error, ConflictError) and error.oid in given:
+                        text = f"{self.name}: somebody else has the id of a new object: {error}"
+                        raise Wrong(text) from error
+                    manager.abort()
+                    continue
+                print("hoarded", flush=True)
+        finally:
+            manager.abort()
+            connection.close()
+
+    def add(self, connection: Any, number: int, places: range) -> list[Any]:
+        things = [
+            PersistentMapping(name=self.name, number=number, place=place) for place in places
+        ]
+        for each in things:
+            connection.add(each)
+        return things
+
+    def wait_until_quiet(self, quiet: bool) -> bool:
+        """Wait until everybody is, or is no longer; False if it is to stop first."""
+        while self.quiet.exists() is not quiet:
+            if self.stop.wait(0.02):
+                return False
+        return not self.stop.is_set()
+
+
+def look_at_hoard(name: str, number: int, things: list[Any]) -> None:
+    """See that each of the new objects is what was stored."""
+    oids = {thing._p_oid for thing in things}
+    if len(things) != NEW_IDS + MORE_IDS or len(oids) != len(things):
+        raise Wrong(f"{name}: {len(things)} new objects of commit {number}, {len(oids)} ids")
+    for place, thing in enumerate(things):
+        said = {"name": name, "number": number, "place": place}
+        if not isinstance(thing, PersistentMapping) or dict(thing) != said:
+            raise Wrong(f"{name}: the new object {place} of commit {number} is {thing!r}")
 
 
 def look(left: Any, right: Any, choice: random.Random) -> int:
@@ -237,6 +350,8 @@ def work(path: str, name: str, fault: str | None) -> int:
         for number in range(THREADS)
     ]
     threads.append(threading.Thread(target=guarded, args=(read, database, name, stop)))
+    hoarder = Hoarder(database, folder, name, stop)
+    threads.append(threading.Thread(target=guarded, args=(hoarder.run,)))
     for thread in threads:
         thread.start()
     while not stop.wait(0.2):  # not for ever, or the signal may be seen too late
@@ -265,6 +380,7 @@ class Process:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         )
         self.commits = 0
+        self.hoardings = self.hoards = 0
         self.wrong: list[str] = []
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -276,16 +392,26 @@ class Process:
             with self._changed:
                 if line.startswith("wrong"):
                     self.wrong.append(line.strip())
+                elif line.startswith("hoard"):
+                    self.hoardings += line.startswith("hoarding")
+                    self.hoards += line.startswith("hoarded")
                 else:
                     self.commits += 1
                 self._changed.notify_all()
 
     def gets_on(self, patience: float) -> bool:
         """Wait for the next commit; False if there is none."""
+        before = self.commits
+        return self._wait(lambda: self.commits > before, patience)
+
+    def hoards_more(self, before: int, patience: float) -> bool:
+        """Wait until it has begun to hoard more often than that; False if it does not."""
+        return self._wait(lambda: self.hoardings > before, patience)
+
+    def _wait(self, predicate: Callable[[], bool], patience: float) -> bool:
         with self._changed:
-            before = self.commits
             limit = time.monotonic() + patience
-            while self.commits == before and self.popen.poll() is None:
+            while not predicate() and self.popen.poll() is None:
                 if time.monotonic() > limit:
                     return False
                 self._changed.wait(0.5)
@@ -351,14 +477,13 @@ class Soak:
 
     def prepare(self) -> None:
         from BTrees.OOBTree import OOBTree
-        from persistent.mapping import PersistentMapping
 
         from perdure.storage import open_database
 
         database = open_database(self.path)
         with database.transaction() as connection:
             root = connection.root()
-            root["done"], root["blobs"] = OOBTree(), OOBTree()
+            root["done"], root["blobs"], root["hoards"] = OOBTree(), OOBTree(), OOBTree()
             root["pairs"] = [
                 tuple(PersistentMapping(value=0) for _ in range(2)) for _ in range(PAIRS)
             ]
@@ -382,6 +507,8 @@ class Soak:
         status = process.end(self.patience)
         self.running.remove(process)
         self.numbers["commits acknowledged"] += process.commits
+        self.numbers["hoards begun"] += process.hoardings
+        self.numbers["hoards acknowledged"] += process.hoards
         self.wrong += process.wrong
         expected = {signal.SIGTERM: 0, signal.SIGKILL: -signal.SIGKILL, None: 0}[number]
         if status is None:
@@ -390,8 +517,6 @@ class Soak:
             self.wrong.append(f"{process.name} ended with the status {status}")
 
     def owner(self) -> Process | None:
-        from perdure.storage.place import Place
-
         holder = Place(self.path).holder()
         return next((each for each in self.running if each.popen.pid == holder), None)
 
@@ -408,7 +533,11 @@ class Soak:
             return
         self.numbers["owners killed"] += 1
         others = [each for each in self.running if each is not owner]
-        if self.random.random() < 0.5 or len(others) < 2:
+        choice = self.random.random()
+        if choice < 0.33:
+            self.kill_hoarded(owner)
+            return
+        if choice < 0.67 or len(others) < 2:
             self.replace(owner, signal.SIGKILL)
             return
         # Another way: one process misses what the next owner commits, and takes over from it.
@@ -434,6 +563,22 @@ class Soak:
         self.must_get_on(*self.running)
         while len(self.running) < self.processes and not self.wrong:
             self.start()
+
+    def kill_hoarded(self, owner: Process) -> None:
+        """Kill the owner when it has given away ids that nobody has used yet."""
+        before = {each.name: each.hoardings for each in self.running}
+        quiet = self.folder / QUIET
+        quiet.touch()
+        try:
+            for each in self.running:
+                if not each.hoards_more(before[each.name], self.patience):
+                    self.wrong.append(f"{each.name} has no new ids after {self.patience:g} s")
+            owner.signal(signal.SIGKILL)
+            self.ended(owner, signal.SIGKILL)
+        finally:
+            quiet.unlink()
+        self.must_get_on(*self.running)
+        self.start()
 
     def disturb(self, until: float) -> None:
         """Do one thing to one process, and wait a while."""
@@ -488,6 +633,14 @@ class Soak:
                     f"the pair {pair} is {left['value']} and {right['value']} after "
                     f"{counted[pair]} commits"
                 )
+        for name, hoards in root["hoards"].items():
+            for number, things in hoards.items():
+                self.numbers["hoards in the file"] += 1
+                try:
+                    look_at_hoard(name, number, things)
+                # What is not there cannot be loaded.
+                except (Wrong, KeyError) as error:
+                    self.wrong.append(f"{type(error).__name__}: {error}")
         for path in sorted(self.folder.glob("*.record")):
             said: dict[str, set[int]] = {
                 key: set() for key in ("begun", "done", "refused", "doubt")

@@ -19,7 +19,7 @@ from perdure.model import (
     parallel,
     serial,
 )
-from perdure.model.following import inner_ended
+from perdure.model.following import await_jobs, inner_ended
 from perdure.model.internal import InternalJob
 from support.callables import echo, fail
 from support.world import HOUR, SECOND
@@ -155,6 +155,115 @@ def test_chains_of_any_length_are_followed(view, agent):
     assert outer.result == "the end" and outer.status is Status.COMPLETED
 
 
+@pytest.mark.spec("J8")
+def test_an_inner_job_that_is_taken_out_while_it_comes_to_be_waited_for_is_noticed(
+    world, view, agent
+):
+    inner = view.put(echo, 5, begin_after=world.clock.now() + HOUR)
+    outer = view.put(return_it, inner)
+    assert view.claim(agent) is outer
+    other = world.view()
+    other.queue.remove(other.get(inner))
+    view.run(outer)
+    with pytest.raises(ConflictError):
+        other.commit()
+    other.abort()
+    other.queue.remove(other.get(inner))
+    other.commit()
+    view.sync()
+    drain(view)
+    assert outer.result.check(AbortedError)
+
+
+@pytest.mark.spec("J8")
+def test_two_that_begin_to_wait_for_each_other_at_the_same_time_do_not_both(file_world):
+    view = file_world.view()
+    agent = view.agent()
+    # Not the first ones to have a side record, which conflict anyway.
+    view.put(echo, begin_after=file_world.clock.now() + HOUR).add_callback(echo)
+    view.commit()
+    jobs = [Job(echo), Job(echo)]
+    callbacks = [[job.add_callback(echo) for _ in range(2)] for job in jobs]
+    for job in jobs:
+        view.put(job)
+        assert view.claim(agent) is job
+        view.begin(job)
+        job._end(None)
+        view.commit()
+    for first, _ in callbacks:
+        view.begin(first)
+    other = file_world.view()
+    waiting = callbacks[0][0], callbacks[1][1]
+    await_jobs(waiting[0], [waiting[1]])
+    # Its worker leaves it.
+    jobs[0]._agent = None
+    others = other.get(callbacks[1][0]), other.get(callbacks[0][1])
+    await_jobs(others[0], [others[1]])
+    view.commit()
+    with pytest.raises(ConflictError):
+        other.commit()
+    other.abort()
+    with pytest.raises(BadStatusError, match="cannot end before"):
+        await_jobs(others[0], [others[1]])
+    other.abort()
+    agent.settle_all()
+    view.commit()
+
+
+class Shy:
+    """Something that cannot be loaded while `away` is set."""
+
+    away = False
+
+    def __init__(self):
+        self.state = "some"
+
+    def __setstate__(self, state):
+        if Shy.away:
+            raise RuntimeError("not here")
+        vars(self).update(state)
+
+
+def return_with(shy, job, *told):
+    return job
+
+
+@pytest.mark.spec("J8")
+@pytest.mark.parametrize("as_callback", [True, False])
+def test_a_job_that_cannot_be_loaded_hears_of_the_end_where_it_can(
+    open_file, as_callback, monkeypatch
+):
+    world = open_file()
+    view = world.view()
+    view.agent()
+    inner = Job(echo, 5)
+    outer = whole = Job(return_with, Shy(), inner)
+    if as_callback:
+        whole = Job(echo)
+        whole.add_callback(outer)
+    view.put(whole)
+    step(view)
+    assert outer.status is Status.ACTIVE
+    oids = [job._p_oid for job in (outer, inner)]
+    world.close()
+
+    monkeypatch.setattr(Shy, "away", True)
+    world = open_file()
+    view = world.view()
+    drain(view)
+    outer, inner = map(view.connection.get, oids)
+    assert inner.status is Status.COMPLETED and len(view.queue.parked()) == 1
+    world.close()
+
+    monkeypatch.setattr(Shy, "away", False)
+    world = open_file()
+    view = world.view()
+    drain(view)
+    outer, inner = map(view.connection.get, oids)
+    assert (outer.status, outer.result) == (Status.COMPLETED, 5)
+    assert world.check() == []
+
+
 @pytest.mark.spec("J8", "Q6")
 def test_while_it_waits_it_needs_no_place_and_no_quota(view):
     agent = view.agent(size=1)
@@ -208,7 +317,7 @@ def test_an_interruption_that_was_dealt_with_is_not_put_to_a_job_that_waits_sinc
     assert interrupting.serves is outer
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         # Its process dies when it has dealt with the job, and has not noted that.
-        patched.setattr("perdure.model.running._end_internal", exits)
+        patched.setattr("perdure.model.serving._end_internal", exits)
         interrupting()
     view.sync()
     assert outer.status is Status.PENDING

@@ -244,7 +244,7 @@ BAD_MESSAGES: list[tuple[Any, type[Exception], str]] = [
     (Resize("", "main", -2), UnknownSettingError, "must be 0 or more, not -2"),
     (PollsAsked(since=datetime(2026, 1, 1)), UnknownSettingError, "since must have a time zone"),
     (StatisticsAsked(until="now"), TypeError, "until must be a datetime"),  # type: ignore[arg-type]
-    (JobAsked([]), TypeError, "unhashable"),  # type: ignore[arg-type]
+    (JobAsked([]), JobNotFoundError, r"\[\] names no job: give a JobRef"),  # type: ignore[arg-type]
     (JobAsked(jobs.Gate()), UnknownMessageError, "JobAsked.* cannot be sent"),  # type: ignore[arg-type]
     (JobAsked(operator.add), UnknownMessageError, "may not be sent add"),  # type: ignore[arg-type]
     (Wake(b""), UnknownMessageError, "may not be sent Wake; what it may be sent: ActiveJobsAsked"),

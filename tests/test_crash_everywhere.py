@@ -66,15 +66,21 @@ def one_letter_as_recorded(process: Process) -> None:
     assert len(letters) == count(process, "anna"), f"{len(letters)} letters were sent"
 
 
-def test_a_mistake_that_only_a_crash_shows_is_found_and_can_be_repeated() -> None:
+def test_a_mistake_that_only_a_crash_shows_is_found_and_can_be_repeated(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with pytest.raises(BrokenError, match="2 letters were sent") as caught:
         crash_everywhere(send_one, one_letter_as_recorded, setup=clear_letters)
+    assert caplog.records == []
     text = str(caught.value)
-    assert re.search(r"broken at call \d+, \w+.*, in process/worker 1", text)
+    assert re.search(r"broken by a crash before call \d+, \w+.*, in process/worker 1", text)
+    # The last thing that is told is what struck, and not what came of it.
+    assert re.search(r": begin\nto repeat it: crash_everywhere\(send_one, one_.*, setup=cl", text)
     at = re.search(r"at='(.*)'", text)
     assert at is not None
     with pytest.raises(BrokenError, match="2 letters were sent"):
         crash_everywhere(send_one, one_letter_as_recorded, setup=clear_letters, at=at[1])
+    assert "ends its transaction by itself" in caplog.text
 
 
 def test_a_scenario_that_fails_without_a_fault_says_so_itself() -> None:

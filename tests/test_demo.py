@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -205,7 +206,7 @@ def index(folder: Path, tmp_path: Path) -> Iterator[Index]:
 def _run_by_hand(connection) -> None:
     manager = connection.transaction_manager
     with manager:
-        record = get_queue(connection).dispatchers.register("hand")
+        record = get_queue(connection).dispatchers.register(uuid.UUID(int=1))
         agent = record.add_agent()
         record.activate("by hand")
     while True:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import importlib
+import importlib.metadata
 import os
 import pkgutil
 import re
@@ -38,6 +39,8 @@ from support.terminal import Terminal
 from support.tree import DOCS, ROOT
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+
+PLUGIN = "perdure.testing.plugin"
 
 #: Far beyond what any command of the docs takes.
 COMMAND_TIMEOUT_SECONDS = 240
@@ -91,7 +94,10 @@ def commands(block: str) -> Iterator[tuple[str, str]]:
 def environment() -> dict[str, str]:
     """The environment, in which `python` and the scripts beside it are those of this run."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path, "COLUMNS": "100"}
+    plugins = {each.value for each in importlib.metadata.entry_points(group="pytest11")}
+    # Where the package is tested without being installed, pytest does not find its plugin.
+    options = "" if PLUGIN in plugins else f"-p {PLUGIN}"
+    return {**os.environ, "PATH": path, "COLUMNS": "100", "PYTEST_ADDOPTS": options}
 
 
 def parser(terminal: Terminal) -> Sybil:

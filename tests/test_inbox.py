@@ -11,6 +11,7 @@ import weakref
 import pytest
 import transaction
 from transaction.interfaces import TransientError
+from ZEO.Exceptions import ClientDisconnected
 from ZODB.POSException import ConflictError
 
 from perdure.model import Job, environment, get_queue, install
@@ -420,6 +421,38 @@ def test_of_a_put_and_the_end_of_its_inbox_one_fails(file_world, first):
     if first == "drop":
         view.put(echo, 1)
     assert numbers(view) == [1]
+
+
+@pytest.mark.spec("Q7")
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_put_whose_commit_raised_and_took_place_is_not_lost_to_the_next_one(
+    file_world, before, monkeypatch
+):
+    first = file_world.view()
+    for _ in range(before):
+        first.put(echo, 0)
+    second = file_world.view()
+    storage = first.connection._normal_storage._storage
+    real = storage.tpc_finish
+
+    def tpc_finish(*args):
+        monkeypatch.undo()
+        real(*args)
+        raise ClientDisconnected("lost")
+
+    monkeypatch.setattr(storage, "tpc_finish", tpc_finish)
+    first.queue.put(Job(echo, 1))
+    with pytest.raises(ClientDisconnected):
+        first.commit()
+    first.abort()
+    # It does not see that one, and may be given the same inbox.
+    second.queue.put(Job(echo, 2))
+    with pytest.raises(ConflictError):
+        second.commit()
+    second.abort()
+    second.put(echo, 2)
+    first.sync()
+    assert sorted(job.args[0] for job in first.queue) == [0] * before + [1, 2]
 
 
 # Conflict resolution, without a database

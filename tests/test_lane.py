@@ -14,13 +14,25 @@ from transaction.interfaces import TransientError
 from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError
 
-from perdure.model import Job, NeverRetry, Status, StopRequested, SystemClock, check
+from perdure.model import (
+    Job,
+    NeverRetry,
+    Status,
+    StopRequested,
+    SystemClock,
+    check,
+    get_queue,
+    install,
+)
 from perdure.model.lane import PATIENCE_SECONDS, Lane
 from support.desk import Counter, Desk, PassingClock, deed
+from support.jobs import Counter as SharedCounter
 from support.manual_clock import ManualClock
+from support.systems import LIMIT, Systems
 
 THREADS = 4
 JOBS = 40
+THOUSANDS = 4_000
 LIMIT_SECONDS = 60.0
 
 
@@ -88,6 +100,27 @@ def test_a_hot_counter_that_every_job_changes_costs_no_job(file_desk: Desk) -> N
     assert [job.result for job in jobs if job.failed] == []
     assert counter.value == JOBS
     assert len(calls) > JOBS
+
+
+@pytest.mark.spec("R12")
+@pytest.mark.slow
+def test_a_system_gives_up_none_of_thousands_of_jobs_on_one_hot_counter(
+    systems: Systems, tmp_path: Path
+) -> None:
+    database = systems.database(FileStorage(str(tmp_path / "data.fs")))
+    install(database)
+    with database.transaction() as connection:
+        counter = connection.root()["counter"] = SharedCounter()
+        connection.add(counter)
+        refs = [get_queue(connection).put(counter.add).ref for _ in range(THOUSANDS)]
+    system = systems.start(database, {"": THREADS})
+    # A job that has failed raises; each sees the counter as the one before has left it.
+    results = [system.result(ref, timeout=10 * LIMIT) for ref in refs]
+    assert sorted(results) == list(range(1, THOUSANDS + 1))
+    system.stop()
+    with database.transaction() as connection:
+        assert connection.root()["counter"].value == THOUSANDS
+    assert check(database) == []
 
 
 @pytest.mark.spec("R12", "R4")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,19 @@ import ZODB
 from ZODB.FileStorage import FileStorage
 from ZODB.MappingStorage import MappingStorage
 
-from perdure.model import Job, JobFailedError, Status, check, find_job, get_queue, install
+from perdure.model import (
+    Job,
+    JobFailedError,
+    ReassignedError,
+    Status,
+    check,
+    environment,
+    find_job,
+    get_queue,
+    install,
+)
+from perdure.model.clock import StopSignal
+from perdure.model.running import Runner
 from support.jobs import Counter
 from support.systems import LIMIT, Systems
 
@@ -122,3 +137,47 @@ def test_the_job_is_found_by_its_reference_which_names_its_database(
     with databases["jobs"].transaction() as connection:
         assert str(ref).startswith("jobs:")
         assert find_job(connection, str(ref)).status is Status.PENDING
+
+
+@pytest.mark.spec("D6", "J9")
+@pytest.mark.parametrize("lost", [True, False])
+def test_what_a_job_did_to_the_other_database_before_it_returned_a_future_is_fenced(
+    databases: dict[str, Any], lost: bool
+) -> None:
+    ref = put(databases, add_and_return_future)
+    manager = transaction.TransactionManager()
+    connection = databases["jobs"].open(transaction_manager=manager)
+    record = get_queue(connection).dispatchers.register(uuid.UUID(int=1))
+    agent = record.add_agent()
+    record.activate("first")
+    manager.commit()
+    job = agent.claim_job()
+    manager.commit()
+    buried.clear()
+    if lost:
+        buried.append(lambda: bury(databases["jobs"], record.uuid))
+    clock = environment(databases["jobs"]).clock
+    runner = Runner(manager, clock, StopSignal(clock))
+    with pytest.raises(ReassignedError) if lost else contextlib.nullcontext():
+        runner.run(job)
+    assert job.ref == ref and value(databases) == (0 if lost else 1)
+    agent.settle_all()
+    manager.commit()
+    connection.close()
+
+
+buried: list[Callable[[], None]] = []
+
+
+def add_and_return_future(counter: Counter) -> Any:
+    counter.add()
+    for bury_it in buried:
+        bury_it()
+    future: concurrent.futures.Future[int] = concurrent.futures.Future()
+    future.set_result(5)
+    return future
+
+
+def bury(database: Any, dispatcher: uuid.UUID) -> None:
+    with database.transaction() as connection:
+        get_queue(connection).dispatchers[dispatcher].deactivate()

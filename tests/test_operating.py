@@ -149,7 +149,7 @@ def test_a_job_whose_callback_is_being_retried_is_not_retried(view, agent):
     failure = job.result
     callback.retry()
     view.commit()
-    with pytest.raises(BadStatusError, match="which is being retried"):
+    with pytest.raises(BadStatusError, match="which is still to be called"):
         job.retry()
     view.abort()
     run_next(view)
@@ -157,6 +157,43 @@ def test_a_job_whose_callback_is_being_retried_is_not_retried(view, agent):
     job.retry()
     view.commit()
     assert run_next(view) is job
+
+
+@pytest.mark.spec("J21", "J22")
+def test_a_job_whose_late_callback_was_not_called_yet_is_not_retried(view, agent):
+    told.clear()
+    job = view.put(fail)
+    run_next(view)
+    failure = job.result
+    callback = job.add_callback(note_and_fail)
+    view.commit()
+    with pytest.raises(BadStatusError, match="which is still to be called"):
+        job.retry()
+    view.abort()
+    assert run_next(view) is callback
+    job.retry()
+    view.commit()
+    assert run_next(view) is job
+    assert told == [failure]
+
+
+@pytest.mark.spec("J21", "J22")
+def test_nor_is_one_to_which_it_was_added_in_the_instant_in_which_it_ended(world, view, agent):
+    told.clear()
+    job = view.put(fail)
+    view.claim(agent)
+    view.begin(job)
+    other = world.view()
+    other.get(job).add_callback(note_and_fail)
+    other.commit()
+    job._end(Failure(ValueError("no"))), job._complete_if_alone()
+    view.commit()
+    assert job.status is Status.COMPLETED
+    with pytest.raises(BadStatusError, match="which is still to be called"):
+        job.retry()
+    view.commit()
+    run_next(view)
+    assert told == [job.result]
 
 
 def test_a_job_that_is_not_settled_yet_is_retried_all_the_same(view, agent):

@@ -17,6 +17,8 @@ import pytest
 from support.tree import DOCS, ROOT, TESTS
 
 ROOMS = ("model", "storage", "actors", "cli", "server", "testing")
+OPTIONAL = {"hypothesis", "pytest"}
+"""What those have who use it: nothing else imports what needs it."""
 CLOCK = ROOT / "model" / "clock.py"
 
 
@@ -108,7 +110,15 @@ def test_what_is_required_is_imported_and_what_is_imported_is_required(setup_cfg
     used = {name.partition(".")[0] for path in sources(*ROOMS) for name in imported(path)}
 
     others = {name.lower() for name in used - sys.stdlib_module_names - {"perdure"}}
-    assert others == required | set(bounds(setup_cfg["options.extras_require"]["testing"]))
+    assert others - OPTIONAL == required
+
+
+def test_pytest_is_needed_by_nothing_but_its_plugin(setup_cfg):
+    users = {path for path in sources(*ROOMS) if "pytest" in imported(path)}
+    plugins = words(setup_cfg["options.entry_points"]["pytest11"])
+
+    assert users == {ROOT / "testing" / "plugin.py"}
+    assert plugins == ["perdure = perdure.testing.plugin"]
 
 
 def test_what_an_extra_adds_is_needed_by_the_simulator_alone_and_tested_at_the_same_bound(
@@ -166,7 +176,7 @@ def test_the_model_imports_no_actor():
 
 
 def test_the_storage_knows_little_of_the_model_and_nothing_of_actors():
-    known = ("errors", "clock", "lockfile", "localsocket", "environment", "moved")
+    known = ("errors", "clock", "lockfile", "localsocket", "environment", "given", "moved")
     wrong = [
         (str(path), name)
         for path in sources("storage")
@@ -187,6 +197,24 @@ def test_importing_the_model_starts_no_thread_and_no_actor():
         "assert 'pykka' not in sys.modules and 'perdure.actors' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_importing_what_tests_use_imports_nothing_before_it_is_used():
+    code = (
+        "import sys, perdure.testing\n"
+        "assert not {'ZODB', 'pykka', 'perdure.model'} & {*sys.modules}, sys.modules\n"
+        "assert 'World' in dir(perdure.testing)\n"
+        "assert perdure.testing.World.__name__ == 'World' and 'ZODB' in sys.modules\n"
+        "assert not {'pytest', 'hypothesis'} & {*sys.modules}, sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_what_is_no_name_of_what_tests_use_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Wrold'"):
+        importlib.import_module("perdure.testing").Wrold  # noqa: B018
 
 
 def test_the_model_makes_no_thread():

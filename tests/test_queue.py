@@ -10,6 +10,7 @@ import pytest
 import transaction
 import ZODB
 from ZODB.MappingStorage import MappingStorage
+from ZODB.POSException import ConflictError
 
 from perdure.model import (
     ROOT_KEY,
@@ -581,6 +582,72 @@ def test_a_job_that_was_taken_out_can_be_put_again(world, view, sorted_in):
     assert numbers(view.queue) == [0, 2, 3, 4, 1]
     assert claim_all(view) == [0, 2, 3, 4, 1]
     assert world.check() == []
+
+
+@pytest.mark.spec("Q5", "J22", "J13")
+@pytest.mark.parametrize("how", ["by hand", "elsewhere"])
+def test_a_job_that_is_taken_out_keeps_what_others_have_added_to_it(world, view, how):
+    told.clear()
+    job = Job(echo, 5)
+    first = job.add_callback(tell)
+    view.put(job)
+    late = [each.add_callback(tell) for each in (job, first)]
+    job.annotations["color"] = "blue"
+    view.commit()
+    view.queue.remove(job)
+    view.commit()
+    assert job.callbacks == [first, late[0]] and first.callbacks == [late[1]]
+    assert job.annotations["color"] == "blue" and not view.queue.side
+    if how == "by hand":
+        job()
+    else:
+        install(world.database, ["mail"])
+        view.sync()
+        mail = get_queue(view.connection, "mail")
+        mail.put(job)
+        agent = mail.dispatchers.register(uuid.UUID(int=1)).add_agent()
+        agent.record.activate("first")
+        view.commit()
+        view.run(view.claim(agent))
+    assert [each.status for each in (job, first, *late)] == [Status.COMPLETED] * 4
+    assert told == [5, 5, 5]
+
+
+told = []
+
+
+def tell(result):
+    told.append(result)
+    return result
+
+
+@pytest.mark.spec("Q5", "J22", "J8")
+@pytest.mark.parametrize("first", ["who adds", "who takes out"])
+@pytest.mark.parametrize("to", ["job", "callback"])
+@pytest.mark.parametrize("has_record", [True, False])
+@pytest.mark.parametrize("others", [1, 200])
+def test_who_takes_a_job_out_and_who_adds_to_it_meanwhile_do_not_both_succeed(
+    file_world, first, to, has_record, others
+):
+    view = file_world.view()
+    # So many others have side records; where they are many, these lie in parts of a tree.
+    for _ in range(others):
+        view.put(echo, 0).add_callback(echo)
+    job = Job(echo, 5)
+    target = job if to == "job" else job.add_callback(echo)
+    view.put(job)
+    if has_record:
+        target.add_callback(echo)
+    view.queue._sort_in()
+    view.commit()
+    adder = file_world.view()
+    adder.get(target).add_callback(echo)
+    view.queue.remove(job)
+    one, other = (adder, view) if first == "who adds" else (view, adder)
+    one.commit()
+    with pytest.raises(ConflictError):
+        other.commit()
+    other.abort()
 
 
 @pytest.mark.spec("Q5", "Q2")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import datetime
+import functools
 import logging
 import threading
 from collections.abc import Iterator
@@ -40,6 +42,7 @@ from perdure.model import (
     check,
     register_retry_policy,
 )
+from perdure.model.running import Runner
 from support.desk import Counter, Desk, PassingClock, deed, fail_commit
 from support.manual_clock import ManualClock
 
@@ -1026,6 +1029,84 @@ def test_an_attempt_whose_commit_raised_after_it_took_place_is_done(
     assert callback is None or callback.result == "1"
     assert job._policy is None and job.ref in [job.ref for job in desk.agent.completed]
     assert desk.results[0] == str(job.ref)
+
+
+def done_future(value: Any) -> Any:
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    future.set_result(value)
+    return future
+
+
+@pytest.mark.spec("R11", "J8", "J9")
+@pytest.mark.parametrize("made", [done_future, functools.partial(Job, int)])
+@pytest.mark.parametrize("is_callback", [True, False])
+def test_an_attempt_that_waits_and_whose_commit_raised_after_it_took_place_has_been_made(
+    any_desk: Desk, made: Any, is_callback: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = any_desk
+    counter = desk.root["counter"] = Counter()
+    calls: list[int] = []
+
+    def work(*told: Any) -> Any:
+        calls.append(1)
+        counter.add()
+        if len(calls) == 1:
+            lose_the_answer(desk, ClientDisconnected("lost"))
+        return made(len(calls))
+
+    job = waiting = Job(deed(work))
+    if is_callback:
+        waiting = Job(int)
+        waiting.add_callback(job)
+    desk.put(waiting)
+    desk.work()
+    assert (calls, counter.value, job.result) == ([1], 1, 1)
+    assert waiting.status is Status.COMPLETED
+    assert not [each for each in caplog.records if each.name == "perdure.events"]
+
+
+@pytest.mark.spec("R11", "J8", "J5")
+def test_by_hand_a_job_whose_commit_raised_after_it_took_place_waits_for_one_job(
+    any_desk: Desk,
+) -> None:
+    desk = any_desk
+    counter = desk.root["counter"] = Counter()
+
+    def work() -> Any:
+        if counter.add() == 1:
+            lose_the_answer(desk, ClientDisconnected("lost"))
+        return Job(int)
+
+    job = desk.store(Job(deed(work)))
+    inner = job()
+    assert (counter.value, job.status, job._waits_for) == (1, Status.ACTIVE, (inner,))
+
+
+@pytest.mark.spec("J9", "C9")
+@pytest.mark.parametrize("after", [timedelta(0), MINUTE])
+def test_what_a_future_brought_is_stored_again_where_the_policy_wants_a_retry(
+    desk: Desk, after: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    errors = [OSError("no room"), OSError("still no room")]
+    take = Runner._take_result
+
+    def failing(runner: Runner, job: Job, result: Any) -> None:
+        take(runner, job, result)
+        if errors and result == 5:
+            fail_commit(errors.pop(0))
+
+    def work() -> Any:
+        calls.append(1)
+        return done_future(5)
+
+    monkeypatch.setattr(Runner, "_take_result", failing)
+    _answers.extend([Retry(after), Retry(after)])
+    job = desk.put(Job(deed(work)), retry_policy_factory=AsTold)
+    desk.work()
+    assert (job.result, calls, errors) == (5, [1], [])
+    assert [type(each) for each in _told] == [CommitErrored] * 2
+    assert job._policy.data["times"] == 2
 
 
 @pytest.mark.spec("R11")

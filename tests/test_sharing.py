@@ -1036,6 +1036,22 @@ def test_a_pack_that_is_overtaken_by_the_close_replaces_nothing(
     assert not os.path.exists(f"{client.storage.getName()}.old")
 
 
+def test_a_pack_for_a_client_does_not_keep_the_owners_process_from_ending(
+    owner: Side, client: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packer = FileStorage.packer
+    threads: list[threading.Thread] = []
+
+    def noting(*args: Any) -> Any:
+        threads.append(threading.current_thread())
+        return packer(*args)
+
+    monkeypatch.setattr(FileStorage, "packer", staticmethod(noting))
+    client.hear(owner.commit(n=1))
+    client.database.pack()
+    assert [thread.daemon for thread in threads] == [True]
+
+
 # Finding each other
 
 

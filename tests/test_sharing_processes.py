@@ -390,9 +390,9 @@ def attempt(path: Path) -> str:
 # The soak
 
 
-def soak(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def soak(folder: Path, *arguments: str, of: str = "sharing") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tests.soak_sharing", *arguments],
+        [sys.executable, "-m", f"tests.soak_{of}", *arguments],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(folder)},
         capture_output=True,
@@ -407,7 +407,16 @@ def test_a_short_soak_finds_nothing(tmp_path: Path) -> None:
     assert "nothing was wrong" in done.stdout
 
 
-@pytest.mark.parametrize("fault", ["deaf_owner", "deaf_clients", "blind_takeover", "early_answer"])
+@pytest.mark.spec("J8", "J30", "C5")
+def test_a_short_soak_of_jobs_that_wait_finds_nothing(tmp_path: Path) -> None:
+    done = soak(tmp_path, "--minutes", "0.1", "--jobs", "14", "--seed", "1", of="jobs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing was wrong" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "fault", ["deaf_owner", "deaf_clients", "blind_takeover", "early_answer", "forgetful_owner"]
+)
 def test_the_soak_finds_a_deliberate_fault(fault: str, tmp_path: Path) -> None:
     done = soak(
         tmp_path,
@@ -416,6 +425,8 @@ def test_the_soak_finds_a_deliberate_fault(fault: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stdout
     assert "wrong: " in done.stdout and "failed with --seed 2" in done.stdout
+    # A fault that could not be committed shows as a process that does not get on.
+    assert "Error" not in done.stderr
 
 
 # Systems

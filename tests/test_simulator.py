@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+import transaction
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.FileStorage import FileStorage
 
@@ -35,6 +37,7 @@ from perdure.testing import (
     World,
     scheduler,
 )
+from perdure.testing.execution import SteppedExecution
 from support import simulated
 from support.simulated import add, doze, letters
 
@@ -317,6 +320,26 @@ def test_a_crash_in_a_thread_of_the_process_ends_all_of_them(world: World) -> No
     ]
 
 
+def test_a_crash_before_the_first_turn_of_an_event_loop_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loops = []
+    make = SteppedExecution.create_event_loop
+
+    def make_and_keep(execution: SteppedExecution) -> asyncio.AbstractEventLoop:
+        loops.append(make(execution))
+        process.crash()
+        return loops[-1]
+
+    monkeypatch.setattr(SteppedExecution, "create_event_loop", make_and_keep)
+    with World() as world:
+        process = world.process()
+        process.put(doze, 5.0)
+        world.run_until_idle()
+        assert not process.is_running
+    assert [loop.is_closed() for loop in loops] == [True]
+
+
 def test_the_tests_own_wait_ends_where_the_process_crashes(world: World) -> None:
     process = world.process()
     world.run_until_idle()
@@ -467,6 +490,42 @@ def test_one_that_crashes_while_it_waits_for_a_commit_is_not_woken_by_its_end(
     ref = holder.put(add, "n")
     world.come_to_rest()
     assert world.result(ref) == 1
+
+
+# What an application does with its own connections.
+
+
+@pytest.mark.parametrize("ends", ["crashes", "stops", "runs"])
+def test_what_the_test_has_left_open_is_let_go_of_with_its_process(ends: str) -> None:
+    with World() as world:
+        process = world.process()
+        connection = process.system.database.open()
+        get_queue(connection).put(Job(add, "n"))
+        if ends == "crashes":
+            process.crash()
+        elif ends == "stops":
+            process.stop()
+    # The thread's own manager has no part of it any more.
+    with transaction.manager:
+        pass
+    assert connection.opened is None
+
+
+def test_a_crash_in_the_commit_of_the_tests_own_manager_leaves_it_usable(world: World) -> None:
+    process = world.process()
+    connection = process.system.database.open()
+    get_queue(connection).put(Job(add, "n"))
+    process.on_call = lambda call: Fault.crash() if call.kind == "vote" else None
+    with pytest.raises(ProcessCrashed):
+        transaction.commit()
+    process.on_call = lambda call: None
+    process.start()
+    connection = process.system.database.open()
+    get_queue(connection).put(Job(add, "n"))
+    transaction.commit()
+    connection.close()
+    world.come_to_rest()
+    assert counter(world) == 1
 
 
 # Disks.

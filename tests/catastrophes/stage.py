@@ -76,16 +76,23 @@ class Stage:
         self.server: Child | None = None
         self._databases: list[ZODB.DB] = []
 
-    def start_server(self, *options: str) -> Child:
-        """Start the server, and return when it listens."""
+    def start_server(
+        self, *options: str, before: tuple[str, str] | None = None, ready: bool = True
+    ) -> Child:
+        """Start the server, and return when it listens, or at once where it is not to be `ready`.
+
+        `before`: a method of its storage, and the trouble that there is to be.
+        """
         if self.server is not None:
             self.server.close()
+        first = [] if before is None else ["--before", *before]
         self.server = Child(
             "catastrophes.serve",
-            ["-a", self._socket, "-f", str(self.file), *options],
+            [*first, "-a", self._socket, "-f", str(self.file), *options],
             self.folder / "server.log",
         )
-        assert self.server.line("ready") == "ready", "the server does not start: see its log"
+        if ready:
+            assert self.server.line("ready") == "ready", "the server does not start: see its log"
         return self.server
 
     def place(self, name: str | None = None, *, size: int = 3, **settings: Any) -> Place:

@@ -1,0 +1,40 @@
+"""Persistent objects that a refused setting does not change.
+
+`Persistent` takes an object for changed before the setter of a property is called. Were it
+left at that, a value that is refused would still have the object written by the next commit; of
+a job that runs, this makes the worker's commit conflict, and the job run twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from persistent import Persistent
+
+from perdure.model.moments import Duration
+
+__all__ = ["Guarded"]
+
+
+class Guarded(Persistent):
+    """Counts as changed when a property of Perdure's has accepted a value, and not before.
+
+    Properties of derived classes of an application's are set as ever: they may rely on it.
+    """
+
+    _guards: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if cls.__module__.partition(".")[0] == "perdure":
+            own = {k: v for k, v in vars(cls).items() if isinstance(v, (property, Duration))}
+            cls._guards = MappingProxyType({**cls._guards, **own})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        guard = type(self)._guards.get(name)
+        if guard is None:
+            super().__setattr__(name, value)
+        else:
+            guard.__set__(self, value)
