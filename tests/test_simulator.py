@@ -12,7 +12,18 @@ import transaction
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.FileStorage import FileStorage
 
-from perdure.model import Failure, Job, NeverRetry, PutInDoubtError, Status, get_queue
+from perdure.actors import Resize
+from perdure.model import (
+    Failure,
+    Job,
+    NeverRetry,
+    PutInDoubtError,
+    Reschedule,
+    RetryPolicy,
+    Status,
+    get_queue,
+    pack,
+)
 from perdure.testing import (
     Disk,
     Fault,
@@ -24,6 +35,7 @@ from perdure.testing import (
     SimulationError,
     StuckError,
     World,
+    scheduler,
 )
 from perdure.testing.execution import SteppedExecution
 from support import simulated
@@ -105,6 +117,27 @@ def test_a_wait_for_what_never_comes_ends_with_the_states_of_all(world: World) -
         process.system.result(ref)
 
 
+class AtOnce(RetryPolicy):
+    """Lets a job be run again at once, without end."""
+
+    def on_receive(self, message: object) -> Reschedule:
+        return Reschedule(timedelta(0))
+
+
+def test_what_goes_on_without_end_while_no_time_passes_is_broken_off(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MOST_POINTS_AT_ONCE", 1000)
+    process = world.process()
+    job = Job(simulated.fail, "no")
+    job.retry_policy_factory = AtOnce
+    ref = process.put(job)
+    with pytest.raises(StuckError, match="goes on and on, and no time passes"):
+        world.come_to_rest()
+    with pytest.raises(StuckError, match="goes on and on, and no time passes"):
+        process.result(ref)
+
+
 def test_each_process_has_a_clock_of_its_own(world: World) -> None:
     fast, slow = world.process(drift=0.5), world.process(drift=-0.5)
     world.advance(MINUTE)
@@ -176,6 +209,36 @@ def test_transactions_of_two_processes_conflict_where_they_would() -> None:
             begins = [str(event) for event in world.scheduler.trace if "abort" in str(event)]
             conflicts += len(begins)
     assert conflicts > 0
+
+
+def test_the_test_may_go_on_while_others_are_in_the_middle_of_something(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    ref = process.put(add, "n")
+    statuses = set()
+    for _ in range(200):
+        passed = len(process.storage.calls)
+        world.step()
+        assert len(process.storage.calls) - passed <= 1
+        statuses.add(world.status(ref))
+        assert world.check() == []
+    assert statuses == {Status.PENDING, Status.ASSIGNED, Status.ACTIVE, Status.COMPLETED}
+    with pytest.raises(ValueError, match="points must be 0 or more"):
+        world.step(-1)
+
+
+def test_a_process_answers_questions_and_time_passes_until_it_does(world: World) -> None:
+    process = world.process()
+    assert process.ask(Resize("", "main", 7)) is None
+    with world.look() as connection:
+        record = get_queue(connection, "").dispatchers[process.uuid]
+        assert record["main"].size == 7
+    process.suspend()
+    assert process.is_suspended
+    process.crash()
+    with pytest.raises(ProcessCrashed):
+        process.ask(Resize("", "main", 7))
+    assert not process.is_suspended
 
 
 def test_a_thread_that_the_simulation_does_not_know_cannot_wait_in_it(world: World) -> None:
@@ -408,6 +471,27 @@ def test_a_commit_that_stands_still_is_broken_off_for_others(world: World) -> No
     assert stuck.is_running
 
 
+def test_one_that_crashes_while_it_waits_for_a_commit_is_not_woken_by_its_end(
+    world: World,
+) -> None:
+    holder, waiter = world.process("holder"), world.process("waiter")
+    world.run_until_idle()
+
+    def suspend(call: object) -> None:
+        if getattr(call, "kind", "") == "vote":
+            holder.suspend()
+
+    holder.on_call = suspend  # type: ignore[assignment]
+    world.advance(timedelta(seconds=31))  # signs of life are due
+    assert holder.is_suspended
+    waiter.crash()
+    holder.on_call = lambda call: None
+    holder.resume()
+    ref = holder.put(add, "n")
+    world.come_to_rest()
+    assert world.result(ref) == 1
+
+
 # What an application does with its own connections.
 
 
@@ -456,6 +540,26 @@ def test_a_file_may_be_the_disk(tmp_path: object) -> None:
         process.start()
         world.come_to_rest()
         assert (world.result(ref), world.check()) == (1, [])
+
+
+def test_a_disk_may_be_packed_to_a_moment_before_the_last_one(world: World) -> None:
+    process = world.process()
+    process.put(add, "n")
+    world.come_to_rest()
+    with process.acting():
+        pack(process.system.database, timedelta(0))
+        pack(process.system.database, MINUTE)
+    assert counter(world) == 1
+
+
+def test_a_process_that_could_not_open_a_connection_can_be_stopped(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    process.cut()
+    with pytest.raises(ClientDisconnected), process.transaction():
+        pass
+    process.stop()
+    assert not process.is_running
 
 
 # Misuse.
