@@ -17,6 +17,7 @@ from perdure.model import (
     Failure,
     Job,
     NeverRetry,
+    PerdureError,
     PutInDoubtError,
     Reschedule,
     RetryPolicy,
@@ -603,3 +604,21 @@ def test_an_interrupted_job_that_is_never_retried_has_failed(world: World) -> No
 def test_processes_are_given_as_they_were_made(world: World) -> None:
     made: list[Process] = [world.process("a"), world.process("b")]
     assert list(world.processes) == made
+
+
+def test_who_has_not_joined_a_queue_yet_says_so_when_it_is_to_be_resized(world: World) -> None:
+    process = world.process(start=False)
+    process.on_call = lambda call: (
+        Fault.fail(ClientDisconnected("away"))
+        if call.kind == "begin" and "dispatcher" in world.scheduler.who
+        else None
+    )
+    process.start()
+    world.run_until_idle()
+    with pytest.raises(PerdureError, match="has not joined queue '' yet"):
+        process.ask(Resize("", "main", 2))
+    process.on_call = lambda call: None
+    world.advance(MINUTE)
+    process.ask(Resize("", "main", 2))
+    with world.look() as connection:
+        assert get_queue(connection).dispatchers[process.uuid]["main"].size == 2
