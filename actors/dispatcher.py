@@ -225,8 +225,14 @@ class DispatcherActor(DatabaseActor):
     @handles(Resize)
     def _resize(self, message: Resize) -> None:
         def resize() -> None:
-            agent = self._record(message.queue)[message.agent]
-            agent.size = message.size
+            queue = find_queues(self._connection)[message.queue]
+            record = queue.dispatchers.get(self._context.uuid)
+            if record is None:
+                raise PerdureError(
+                    f"this process has not joined queue {message.queue!r} yet, which it does at "
+                    "its first poll that the database lets it do: try again then"
+                )
+            record[message.agent].size = message.size
 
         checked_size(str(message.agent), message.size)
         if not isinstance(message.queue, str) or message.queue not in self._queues:

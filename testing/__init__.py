@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perdure.testing import strategies
     from perdure.testing.choosers import Calm, Chooser, Recorded, Seeded
     from perdure.testing.crashes import (
         BreakReport,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from perdure.testing.exploring import COMMITS, ExploreReport, OrderError, explore
     from perdure.testing.files import FileDisk, FileImage, Loss, losses_of, open_file
     from perdure.testing.losses import LossReport, lose_everywhere
+    from perdure.testing.machine import RuntimeMachine
     from perdure.testing.process import Process
     from perdure.testing.storage import Call, Fault
     from perdure.testing.system import SteppedSystem
@@ -54,6 +56,7 @@ __all__ = [
     "Process",
     "ProcessCrashed",
     "Recorded",
+    "RuntimeMachine",
     "Seeded",
     "SimulationError",
     "SteppedClock",
@@ -67,6 +70,7 @@ __all__ = [
     "lose_everywhere",
     "losses_of",
     "open_file",
+    "strategies",
     "turmoil",
 ]
 
@@ -85,10 +89,14 @@ _MODULES = (
     "troubles",
     "world",
 )
-"""Where the public names are; what needs a library that is optional comes last."""
+"""Where the public names are, but for those that need Hypothesis."""
+
+_WITH_HYPOTHESIS = ("RuntimeMachine", "strategies")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _WITH_HYPOTHESIS:
+        return _with_hypothesis(name)
     # Not imported before it is used: pytest loads the plugin, and so this package, in each of
     # its runs, whatever they test.
     if name in __all__:
@@ -98,6 +106,21 @@ def __getattr__(name: str) -> Any:
                 found = globals()[name] = getattr(module, name)
                 return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _with_hypothesis(name: str) -> Any:
+    try:
+        strategies = import_module("perdure.testing.strategies")
+        machine = import_module("perdure.testing.machine")
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        raise ImportError(
+            f"perdure.testing.{name} needs Hypothesis, which is not installed: "
+            "install perdure[testing]",
+            name=error.name,
+        ) from error
+    return strategies if name == "strategies" else machine.RuntimeMachine
 
 
 def __dir__() -> list[str]:

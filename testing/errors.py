@@ -12,7 +12,10 @@ class SimulationError(PerdureError):
 
 
 class StuckError(SimulationError):
-    """No thread can go on, and no moment of time would change that; the text has their states."""
+    """No thread can go on, whatever time it is, or they go on without end while no time passes.
+
+    The text has their states.
+    """
 
 
 class NotAtRestError(SimulationError):

@@ -167,7 +167,7 @@ def _selections(numbers: list[int]) -> Iterator[tuple[int, ...]]:
         for bits in range(1, 2**count):
             yield tuple(each for place, each in enumerate(numbers) if bits >> place & 1)
         return
-    found = {(number,) for number in numbers}
+    found: set[tuple[int, ...]] = {(number,) for number in numbers}
     found |= {tuple(each for each in numbers if each != number) for number in numbers}
     found |= {tuple(numbers[:place]) for place in range(1, count)}
     found |= {tuple(numbers[place:]) for place in range(count)}

@@ -138,6 +138,11 @@ class Process:
         return self._system is not None and not self._owner.gone
 
     @property
+    def is_suspended(self) -> bool:
+        """Whether it runs, and stands still."""
+        return self.is_running and self._owner.suspended
+
+    @property
     def system(self) -> ActorSystem:
         """Its system; raises `ProcessCrashed` where it has crashed, or was stopped."""
         self._storage_alive()
@@ -239,11 +244,6 @@ class Process:
         """Whether it can reach the disk."""
         return self._storage_alive().is_connected()
 
-    @property
-    def is_suspended(self) -> bool:
-        """Whether it stands still."""
-        return self._owner.suspended
-
     def suspend(self) -> None:
         """Let it stand still, as SIGSTOP does, until it is resumed; its clock goes on."""
         self._storage_alive()
@@ -263,6 +263,13 @@ class Process:
 
     # What an application does in it.
 
+    def acting(self) -> contextlib.AbstractContextManager[None]:
+        """Let what the test does in a with statement be done by this process.
+
+        It shares the fate of the process then: `ProcessCrashed` is raised where that crashes.
+        """
+        return self._acting()
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Any]:
         """Open a connection of its database, as `perdure.actors.ActorSystem.transaction`."""
@@ -275,6 +282,11 @@ class Process:
             ref = self.system.put(item, *args, **kwargs)
         self.world.acknowledged.append(ref)
         return ref
+
+    def ask(self, message: object, timeout: timedelta | None = timedelta(seconds=60)) -> Any:
+        """Ask its system, as `perdure.actors.ActorSystem.ask`; time passes until it answers."""
+        with self._acting():
+            return self.system.ask(message, timeout)
 
     def result(self, job: Job | JobRef | str, *, timeout: timedelta | None = None) -> Any:
         """Wait for a job's result, as `perdure.actors.ActorSystem.result`; time passes for it."""

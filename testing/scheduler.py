@@ -33,6 +33,9 @@ HANGS_AFTER_SECONDS = 120.0
 WAITS_IN_VAIN_SECONDS = 3600.0
 """So long, in its own time, the simulation goes on for a test that does nothing but wait."""
 
+MOST_POINTS_AT_ONCE = 200_000
+"""So many points may be passed while no time passes; more are taken for a loop without end."""
+
 MOST_ENDINGS = 10_000
 """So often a thread of a crashed process may try to go on before it is left as it is."""
 
@@ -183,6 +186,8 @@ class Scheduler:
         self._by_thread: dict[int, Task] = {}
         self._waiters: dict[threading.Condition, list[Task]] = {}
         self._limit: float | None = None
+        self._points_left: int | None = None
+        self._points_since = 0.0, 0
         self._ending: Task | None = None
         self._waits_since = 0.0
         self._numbers = 0
@@ -211,10 +216,14 @@ class Scheduler:
         if task is None:
             return
         self._note(task, f"{kind} {about}".rstrip())
+        since, passed = self._points_since
+        self._points_since = self.seconds, passed + 1 if since == self.seconds else 1
         if task is self.driver and kind == "begin":
             self._waits_since = self.seconds
         self._check(task)
         if self.points is None or kind in self.points:
+            if self._points_left is not None and task is not self.driver:
+                self._points_left -= 1
             self._hand_on(task)
             self._check(task)
 
@@ -263,17 +272,23 @@ class Scheduler:
                 raise SimulationError(f"{task} needs a lock that another thread has kept")
         self._check(task)
 
-    def let_others_go_on(self, until: float | None = None) -> None:
+    def let_others_go_on(self, until: float | None = None, points: int | None = None) -> None:
         """Let the others go on until none can; the driver only.
 
-        With `until`, time passes to that moment, and what it brings is done in order.
+        With `until`, time passes to that moment, and what it brings is done in order. With
+        `points`, the driver goes on after that many points, whoever could go on.
         """
         task = self.me()
         if task is not self.driver:
             raise SimulationError("only the test itself can let time pass")
+        if points is not None and points <= 0:
+            return
         self._limit = self.seconds if until is None else until
+        self._points_left = points
         task.state = _State.IDLE
         self._hand_on(task)
+        self._points_left = None
+        self._check(task)
 
     @contextlib.contextmanager
     def acting(self, owner: Owner) -> Iterator[None]:
@@ -415,6 +430,13 @@ class Scheduler:
                 return gone[0]
             if self._ending is not None:
                 return self._ending
+            if self._points_left is not None and self._points_left <= 0:
+                self.driver.state = _State.READY
+                return self.driver
+            if self._points_since[1] > MOST_POINTS_AT_ONCE:
+                self._points_since = self.seconds, 0
+                self._break_off("it goes on and on, and no time passes")
+                return self.driver
             self._wake_due()
             ready = [
                 task
@@ -447,13 +469,17 @@ class Scheduler:
                 return True
         elif moment is None or moment - self._waits_since > WAITS_IN_VAIN_SECONDS:
             what = "nobody can go on" if moment is None else "the test waits for what never comes"
-            tasks = "\n".join(f"  {task!r}" for task in self._tasks)
-            driver.error = StuckError(f"{what}:\n{tasks}\nafter\n{self.story()}")
-            self._wake(driver)
+            self._break_off(what)
             return True
         if moment is not None:
             self.seconds = max(self.seconds, moment)
         return False
+
+    def _break_off(self, what: str) -> None:
+        """Let the driver go on with an error."""
+        tasks = "\n".join(f"  {task!r}" for task in self._tasks)
+        self.driver.error = StuckError(f"{what}:\n{tasks}\nafter\n{self.story()}")
+        self._wake(self.driver)
 
     def _sleepers(self) -> Iterator[Task]:
         return (

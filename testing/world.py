@@ -193,6 +193,16 @@ class World:
         """Let everybody go on until nobody can, without any time passing."""
         self.scheduler.let_others_go_on()
 
+    def step(self, points: int = 1) -> None:
+        """Let the others pass that many points, or fewer where nobody can go on.
+
+        So the test can do something while others are in the middle of a commit. No time passes.
+        Raises `ValueError` for a negative number.
+        """
+        if points < 0:
+            raise ValueError(f"points must be 0 or more, not {points!r}")
+        self.scheduler.let_others_go_on(points=points)
+
     def advance(self, duration: timedelta) -> None:
         """Let time pass, and all happen in order that happens meanwhile."""
         if duration < timedelta(0):

@@ -17,7 +17,7 @@ import pytest
 from support.tree import DOCS, ROOT, TESTS
 
 ROOMS = ("model", "storage", "actors", "cli", "server", "testing")
-OPTIONAL = {"pytest"}
+OPTIONAL = {"hypothesis", "pytest"}
 """What those have who use it: nothing else imports what needs it."""
 CLOCK = ROOT / "model" / "clock.py"
 
@@ -119,6 +119,37 @@ def test_pytest_is_needed_by_nothing_but_its_plugin(setup_cfg):
 
     assert users == {ROOT / "testing" / "plugin.py"}
     assert plugins == ["perdure = perdure.testing.plugin"]
+
+
+def test_what_an_extra_adds_is_needed_by_the_simulator_alone_and_tested_at_the_same_bound(
+    setup_cfg,
+):
+    extra = bounds(setup_cfg["options.extras_require"]["testing"])
+    rooms = [room for room in ROOMS if room != "testing"]
+    used = {name.partition(".")[0].lower() for path in sources(*rooms) for name in imported(path)}
+
+    assert not used & set(extra)
+    assert extra.items() <= bounds(setup_cfg["options.extras_require"]["test"]).items()
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_the_simulator_is_imported_without_its_extra_and_says_what_needs_it():
+    code = (
+        "import sys\n"
+        "sys.modules['hypothesis'] = sys.modules['pytest'] = None\n"
+        "import perdure.testing\n"
+        "from perdure.testing import World\n"
+        "for name in ('RuntimeMachine', 'strategies'):\n"
+        "    try:\n"
+        "        getattr(perdure.testing, name)\n"
+        "    except ImportError as error:\n"
+        "        assert 'install perdure[testing]' in str(error), error\n"
+        "    else:\n"
+        "        raise AssertionError(name)\n"
+        "assert not hasattr(perdure.testing, 'nothing')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 # What the rooms promise each other

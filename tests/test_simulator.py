@@ -12,7 +12,19 @@ import transaction
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.FileStorage import FileStorage
 
-from perdure.model import Failure, Job, NeverRetry, PutInDoubtError, Status, get_queue
+from perdure.actors import Resize
+from perdure.model import (
+    Failure,
+    Job,
+    NeverRetry,
+    PerdureError,
+    PutInDoubtError,
+    Reschedule,
+    RetryPolicy,
+    Status,
+    get_queue,
+    pack,
+)
 from perdure.testing import (
     Disk,
     Fault,
@@ -24,6 +36,7 @@ from perdure.testing import (
     SimulationError,
     StuckError,
     World,
+    scheduler,
 )
 from perdure.testing.execution import SteppedExecution
 from support import simulated
@@ -103,6 +116,27 @@ def test_a_wait_for_what_never_comes_ends_with_the_states_of_all(world: World) -
     ref = process.put(add, "n")
     with pytest.raises(StuckError, match="waits for what never comes"):
         process.system.result(ref)
+
+
+class AtOnce(RetryPolicy):
+    """Lets a job be run again at once, without end."""
+
+    def on_receive(self, message: object) -> Reschedule:
+        return Reschedule(timedelta(0))
+
+
+def test_what_goes_on_without_end_while_no_time_passes_is_broken_off(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MOST_POINTS_AT_ONCE", 1000)
+    process = world.process()
+    job = Job(simulated.fail, "no")
+    job.retry_policy_factory = AtOnce
+    ref = process.put(job)
+    with pytest.raises(StuckError, match="goes on and on, and no time passes"):
+        world.come_to_rest()
+    with pytest.raises(StuckError, match="goes on and on, and no time passes"):
+        process.result(ref)
 
 
 def test_each_process_has_a_clock_of_its_own(world: World) -> None:
@@ -188,6 +222,36 @@ def test_transactions_of_two_processes_conflict_where_they_would() -> None:
             begins = [str(event) for event in world.scheduler.trace if "abort" in str(event)]
             conflicts += len(begins)
     assert conflicts > 0
+
+
+def test_the_test_may_go_on_while_others_are_in_the_middle_of_something(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    ref = process.put(add, "n")
+    statuses = set()
+    for _ in range(200):
+        passed = len(process.storage.calls)
+        world.step()
+        assert len(process.storage.calls) - passed <= 1
+        statuses.add(world.status(ref))
+        assert world.check() == []
+    assert statuses == {Status.PENDING, Status.ASSIGNED, Status.ACTIVE, Status.COMPLETED}
+    with pytest.raises(ValueError, match="points must be 0 or more"):
+        world.step(-1)
+
+
+def test_a_process_answers_questions_and_time_passes_until_it_does(world: World) -> None:
+    process = world.process()
+    assert process.ask(Resize("", "main", 7)) is None
+    with world.look() as connection:
+        record = get_queue(connection, "").dispatchers[process.uuid]
+        assert record["main"].size == 7
+    process.suspend()
+    assert process.is_suspended
+    process.crash()
+    with pytest.raises(ProcessCrashed):
+        process.ask(Resize("", "main", 7))
+    assert not process.is_suspended
 
 
 def test_a_thread_that_the_simulation_does_not_know_cannot_wait_in_it(world: World) -> None:
@@ -420,6 +484,27 @@ def test_a_commit_that_stands_still_is_broken_off_for_others(world: World) -> No
     assert stuck.is_running
 
 
+def test_one_that_crashes_while_it_waits_for_a_commit_is_not_woken_by_its_end(
+    world: World,
+) -> None:
+    holder, waiter = world.process("holder"), world.process("waiter")
+    world.run_until_idle()
+
+    def suspend(call: object) -> None:
+        if getattr(call, "kind", "") == "vote":
+            holder.suspend()
+
+    holder.on_call = suspend  # type: ignore[assignment]
+    world.advance(timedelta(seconds=31))  # signs of life are due
+    assert holder.is_suspended
+    waiter.crash()
+    holder.on_call = lambda call: None
+    holder.resume()
+    ref = holder.put(add, "n")
+    world.come_to_rest()
+    assert world.result(ref) == 1
+
+
 # What an application does with its own connections.
 
 
@@ -470,6 +555,26 @@ def test_a_file_may_be_the_disk(tmp_path: object) -> None:
         assert (world.result(ref), world.check()) == (1, [])
 
 
+def test_a_disk_may_be_packed_to_a_moment_before_the_last_one(world: World) -> None:
+    process = world.process()
+    process.put(add, "n")
+    world.come_to_rest()
+    with process.acting():
+        pack(process.system.database, timedelta(0))
+        pack(process.system.database, MINUTE)
+    assert counter(world) == 1
+
+
+def test_a_process_that_could_not_open_a_connection_can_be_stopped(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    process.cut()
+    with pytest.raises(ClientDisconnected), process.transaction():
+        pass
+    process.stop()
+    assert not process.is_running
+
+
 # Misuse.
 
 
@@ -511,3 +616,21 @@ def test_an_interrupted_job_that_is_never_retried_has_failed(world: World) -> No
 def test_processes_are_given_as_they_were_made(world: World) -> None:
     made: list[Process] = [world.process("a"), world.process("b")]
     assert list(world.processes) == made
+
+
+def test_who_has_not_joined_a_queue_yet_says_so_when_it_is_to_be_resized(world: World) -> None:
+    process = world.process(start=False)
+    process.on_call = lambda call: (
+        Fault.fail(ClientDisconnected("away"))
+        if call.kind == "begin" and "dispatcher" in world.scheduler.who
+        else None
+    )
+    process.start()
+    world.run_until_idle()
+    with pytest.raises(PerdureError, match="has not joined queue '' yet"):
+        process.ask(Resize("", "main", 2))
+    process.on_call = lambda call: None
+    world.advance(MINUTE)
+    process.ask(Resize("", "main", 2))
+    with world.look() as connection:
+        assert get_queue(connection).dispatchers[process.uuid]["main"].size == 2

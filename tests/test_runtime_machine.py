@@ -1,0 +1,241 @@
+"""Whatever befalls the runtime, in whatever order: no invariant breaks, and the books balance.
+
+For a longer run, by chance: ``PERDURE_TEST_MACHINE_EXAMPLES=2000 pytest`` with this file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
+
+from perdure.model import Failure, Job, Status
+from perdure.testing import Call, Fault, RuntimeMachine, SimulationError, callables
+from perdure.testing.callables import LEDGER
+from perdure.testing.plans import CALLBACKS, COMPOSITES, KINDS, Plan
+from support.simulated import add, fail
+
+EXAMPLES = int(os.environ.get("PERDURE_TEST_MACHINE_EXAMPLES", "0"))
+
+
+def budget(examples: int, steps: int = 40, **more: Any) -> settings:
+    """So many runs; the same ones each time."""
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        derandomize=not EXAMPLES,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        **more,
+    )
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Any:
+    """What goes wrong here is meant to, and logged more than anybody reads."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+TestRuntimeMachine = pytest.mark.slow(
+    pytest.mark.spec("J6", "J22", "Q6", "D4", "D6", "C2", "C4", "C5", "C8")(
+        RuntimeMachine.TestCase
+    )
+)
+TestRuntimeMachine.settings = budget(EXAMPLES or 25)
+
+
+class CountingMachine(RuntimeMachine):
+    """One of a user's: jobs that count, and what has to be so of them."""
+
+    def set_up(self, connection: Any) -> None:
+        connection.root()["n"] = 0
+
+    def count(self) -> int:
+        with self.world.look() as connection:
+            return int(connection.root()["n"])
+
+    @precondition(lambda self: self.awake)
+    @rule(number=st.integers(1, 3))
+    def put_count(self, number: int) -> None:
+        self.put(lambda connection: Job(add, "n", number), number=number)
+
+    @invariant()
+    def nothing_is_counted_that_was_not_put(self) -> None:
+        assert self.count() <= sum(self.numbers())
+
+    def numbers(self) -> list[int]:
+        return [entry["number"] for entry in self.books.entries.values() if "number" in entry]
+
+    def balance(self) -> list[str]:
+        counted = 0
+        for ref, entry in self.books.entries.items():
+            if not isinstance(self.world.result(ref), Failure):
+                counted += entry.get("number", 0)
+        wrong = super().balance()
+        if counted != self.count():
+            wrong.append(f"{counted} was put, and {self.count()} counted")
+        return wrong
+
+
+@pytest.mark.slow
+def test_a_machine_can_be_given_jobs_rules_and_invariants() -> None:
+    run_state_machine_as_test(CountingMachine, settings=budget(5, 20))
+
+
+def play(*rules: Any) -> RuntimeMachine:
+    """Run a machine by hand, to its end."""
+    machine = RuntimeMachine()
+    try:
+        for each in rules:
+            each(machine)
+            machine.nothing_is_wrong()
+    finally:
+        machine.teardown()
+    return machine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*KINDS, *COMPOSITES])
+@pytest.mark.parametrize("part", ["succeed", "fail"])
+def test_every_kind_of_job_ends_as_it_should(kind: str, part: str) -> None:
+    plan = Plan(
+        kind,
+        (part, "contend"),
+        postprocess=True,
+        quotas=("narrow", "wide"),
+        callbacks=CALLBACKS,
+    )
+    refs: list[Any] = []
+
+    def look(machine: RuntimeMachine) -> None:
+        refs.extend(machine.books.entries)
+        machine.world.advance(machine.REST_LIMIT / 10)
+        assert machine.world.status(refs[0]) is Status.COMPLETED
+        failed = kind in ("fail", "quit") or (kind, part) == ("return", "fail")
+        assert isinstance(machine.world.result(refs[0]), Failure) is failed
+
+    play(lambda machine: machine.put_jobs([plan, plan], 0), look)
+
+
+def test_jobs_whose_code_has_vanished_go_on_when_it_is_back() -> None:
+    def look(machine: RuntimeMachine) -> None:
+        assert not hasattr(callables, "vanish")
+        machine.world.run_until_idle()
+        (ref,) = machine.books.entries
+        assert machine.world.status(ref) is Status.PENDING
+
+    machine = play(
+        lambda machine: machine.put_job(Plan("vanish"), 0),
+        lambda machine: machine.deploy(vanished=True),
+        look,
+    )
+    assert hasattr(callables, "vanish")
+    assert sum(machine.books.ends.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            lambda ledger: ledger.effects["job 1"].happen(),
+            "Failure.*and 'job 1' was done 1 times",
+        ),
+        (lambda ledger: setattr(ledger.counter, "value", 3), "0 jobs have counted to 3"),
+        (
+            lambda ledger: setattr(ledger.effects["job 1"], "count", 2),
+            "'job 1' was done 2 times, since a commit of anna",
+        ),
+    ],
+    ids=["done by a failed job", "counted by nobody", "done twice"],
+)
+def test_books_that_do_not_balance_are_noticed(change: Any, complaint: str) -> None:
+    def cheat(machine: RuntimeMachine) -> None:
+        with machine.world.processes[0].transaction() as connection:
+            change(connection.root()[LEDGER])
+
+    with pytest.raises(AssertionError, match=complaint):
+        play(lambda machine: machine.put_job(Plan("fail"), 0), cheat)
+
+
+def test_a_job_that_has_failed_without_a_reason_is_noticed() -> None:
+    def cheat(machine: RuntimeMachine) -> None:
+        machine.put(lambda connection: Job(fail, "no"), plan=Plan("succeed"))
+
+    with pytest.raises(AssertionError, match="has failed without a reason: ValueError: no"):
+        play(cheat)
+
+
+def test_a_job_that_is_gone_is_noticed() -> None:
+    def cheat(machine: RuntimeMachine) -> None:
+        machine.put_job(Plan("succeed", begin_after=50), 0)
+        (ref,) = machine.books.entries
+        with machine.world.processes[0].transaction() as connection:
+            job = connection.get(ref.oid.to_bytes(8, "big"))
+            job.queue.remove(job)
+
+    with pytest.raises(AssertionError, match="is NEW: "):
+        play(cheat)
+
+
+def test_a_quota_that_is_exceeded_is_noticed() -> None:
+    def cheat(machine: RuntimeMachine) -> None:
+        with machine.world.processes[0].transaction() as connection:
+            quota = connection.root()["perdure"][""].quotas["narrow"]
+            quota._holders = (b"1", b"2")
+
+    with pytest.raises(AssertionError, match="quota 'narrow' of size 1 has 2 holders"):
+        play(cheat)
+
+
+def test_a_put_is_acknowledged_if_it_is_on_the_disk_whatever_became_of_its_process() -> None:
+    def break_finish(after: bool) -> Any:
+        def put(machine: RuntimeMachine) -> None:
+            def on_call(call: Call) -> Fault | None:
+                return Fault.crash(after=after) if call.kind == "finish" else None
+
+            process = machine.world.processes[0]
+            machine.world.run_until_idle()
+            before, process.on_call = process.on_call, on_call
+            ref = machine.put(lambda connection: Job(add, "n"))
+            process.on_call = before
+            assert (ref is None) is not after
+            assert len(machine.books.entries) == int(after)
+
+        return put
+
+    play(break_finish(after=False))
+    play(break_finish(after=True))
+
+
+def test_a_put_without_a_process_that_is_awake_is_refused() -> None:
+    def put(machine: RuntimeMachine) -> None:
+        machine.crash(0)
+        with pytest.raises(SimulationError, match="no process is awake"):
+            machine.put(lambda connection: Job(add, "n"))
+
+    play(put)
+
+
+@pytest.mark.slow
+def test_the_same_story_is_the_same_run_so_that_it_can_be_made_shorter() -> None:
+    def tell() -> tuple[list[str], list[Any]]:
+        plans = [Plan("contend", callbacks=CALLBACKS), Plan("doze"), Plan("return", ("fail",))]
+        machine = play(
+            lambda machine: machine.begin_with(plans, 2),
+            lambda machine: machine.stand_still(0, 7, 40, 75),
+            lambda machine: machine.crash(1, (1, 0, 2), 30),
+            lambda machine: machine.run_until_idle(3),
+        )
+        return [str(event) for event in machine.world.scheduler.trace], machine.world.disk.commits
+
+    first, second = tell(), tell()
+    assert len(first[0]) > 500
+    assert first == second
