@@ -12,6 +12,7 @@ from typing import Any
 from perdure.testing.choosers import Chooser
 from perdure.testing.errors import ProcessCrashed, SimulationError
 from perdure.testing.process import Process
+from perdure.testing.progress import shown
 from perdure.testing.scheduler import nothing_logged
 from perdure.testing.storage import Call, Fault
 from perdure.testing.world import REST_LIMIT, World
@@ -158,7 +159,7 @@ def _break_everywhere(
     __tracebackhide__ = True
     calls = _of(kinds, runner.run(()))
     runs, points = 1, 0
-    for strike in _strikes(0, calls, faults, in_turn):
+    for strike in shown("runs with a fault", [*_strikes(0, calls, faults, in_turn)]):
         points += strike.points
         recovery_calls = _of(kinds, runner.run((strike,)))
         runs += 1

@@ -22,6 +22,7 @@ from perdure.testing.files import (
     losses_of,
     open_file,
 )
+from perdure.testing.progress import shown
 from perdure.testing.storage import Call, Fault
 from perdure.testing.world import REST_LIMIT, World
 
@@ -92,7 +93,7 @@ def lose_everywhere(
         if at:
             return LossReport(len(looker.moments), losses, 1)
         commits = looker.commits
-        for number in commits:
+        for number in shown("commits lost and kept", commits):
             runner.lose(number, kept=False)
             runner.lose(number, kept=True)
     return LossReport(len(looker.moments), losses, 1 + 2 * len(commits))
@@ -201,7 +202,7 @@ class _Looker(_OnFile):
         """Try every loss at every moment, or one; return how many those were."""
         tried = 0
         known: set[tuple[int, tuple[tuple[str, bytes], ...]]] = set()
-        for moment, loss, place in self._losses(step, block_sizes):
+        for moment, loss, place in shown("losses", [*self._losses(step, block_sizes)]):
             tried += 1
             if at and place != at:
                 continue
