@@ -186,6 +186,8 @@ class Process:
         known.secrets = secrets
         known.leases = Leases(secrets)
         known.proofs = world.proofs_of(self)
+        # As shared files and ZEO servers do.
+        storage.on_foreign_commit = known.tell_of_commit_elsewhere
         self._identity = SimulatedIdentity(world, self.uuid, self.host, secrets.token_hex(8))
         self._execution = SteppedExecution(world.scheduler, self.clock, self._owner)
         self._system = start(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -94,6 +94,8 @@ class SteppedStorage:
         self.process_name = process_name
         self.faults: dict[int, Fault] = {}
         self.on_call: Callable[[Call], Fault | None] = lambda call: None
+        self.on_foreign_commit: Callable[[Collection[bytes] | None], None] = lambda oids: None
+        """Called with the oids of what another process has committed, None: of anything."""
         self.calls: list[Call] = []
         self._disk = disk
         self._scheduler = scheduler
@@ -133,6 +135,7 @@ class SteppedStorage:
         self._connected = True
         if self._database is not None:
             self._database.invalidateCache()
+            self.on_foreign_commit(None)
 
     def die(self) -> None:
         """Be the storage of a process that has crashed."""
@@ -143,6 +146,7 @@ class SteppedStorage:
         """Be told of a commit of another process."""
         if self._connected and self._database is not None:
             self._database.invalidate(tid, oids)
+            self.on_foreign_commit(oids)
 
     def close(self) -> None:
         """Leave the disk, which stays open."""

@@ -289,6 +289,18 @@ def test_no_thread_is_left_when_a_world_is_closed() -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.spec("X7")
+def test_a_process_hears_of_what_another_one_has_put(world: World) -> None:
+    hour = timedelta(hours=1)
+    first = world.process("first", {"": 0}, poll_interval=hour)
+    world.process("second", {"": 1}, poll_interval=hour)
+    world.run_until_idle()
+    begun = world.now
+    ref = first.put(add, "n")
+    world.run_until_idle()
+    assert (world.status(ref), world.now) == (Status.COMPLETED, begun)
+
+
 # Crashes, and what else may befall a process.
 
 
