@@ -137,7 +137,7 @@ def test_a_bad_value_is_told_in_one_line_and_changes_nothing(
 @pytest.mark.parametrize("command", _COMMANDS)
 @pytest.mark.parametrize(
     ("words", "text"),
-    [(["--colour"], "'--colour'"), (["one", "two", "three", "--colour=red"], "'--colour")],
+    [(["--colour"], "--colour"), (["one", "two", "three", "--colour=red"], "--colour")],
 )
 def test_an_option_that_a_command_has_not_is_told(
     shell: Shell, shop: Shop, command: str, words: list[str], text: str
