@@ -174,4 +174,11 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     options = ZEOOptions()
     options.realize(None if args is None else list(args))
-    _Program(options).main()
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        _Program(options).main()
+    finally:
+        # Whoever has called this goes on after bad options, say, and hears of signals again.
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)

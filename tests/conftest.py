@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 pytest_plugins = [
@@ -21,7 +23,13 @@ pytest_plugins = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the plugin that the package brings, where it is tested without being installed."""
+    """Hear of SIGINT, and have the plugin that the package brings.
+
+    What is started in the background of a script ignores SIGINT, and so do its children. The
+    plugin is loaded here where the package is tested without being installed.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.pluginmanager.hasplugin("perdure"):
         from perdure.testing import plugin
 

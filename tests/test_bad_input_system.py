@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -293,6 +294,21 @@ def test_a_server_is_not_started_with_bad_options(
     assert caught.value.code == 2
     assert "Error: " in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_cannot_begin_leaves_signals_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(program: Any) -> None:
+        program.setup_signals()
+        assert signal.getsignal(signal.SIGTERM) != before
+        raise FileNotFoundError("app.fs")
+
+    monkeypatch.setattr("perdure.server.zeo._Program.main", begin)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(FileNotFoundError):
+        serve(["-a", str(tmp_path / "socket"), "-f", str(tmp_path / "app.fs")])
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # Completeness

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 
@@ -74,3 +75,13 @@ def test_an_actor_that_was_not_stopped_is_noticed_and_stopped():
 
     assert "Forgotten" in found[0]
     assert actor.actor_stopped.wait(20)
+
+
+def test_a_handler_that_was_left_is_noticed_and_put_back():
+    before = Held.now()
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)
+
+    found = leftovers(before)
+
+    assert len(found) == 1 and "handler of SIGUSR1" in found[0]
+    assert signal.getsignal(signal.SIGUSR1) == before.handlers[signal.SIGUSR1]

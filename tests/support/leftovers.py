@@ -1,4 +1,4 @@
-"""Pytest plugin: no test leaves a thread, a Pykka actor, a file or a socket behind.
+"""Pytest plugin: no test leaves a thread, an actor, a file, a socket or a handler behind.
 
 The state before a test is taken after the fixtures of a wider scope were made, so that what
 those hold (a server for the whole module, say) is no leftover of the test.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ import pytest
 
 #: Far beyond what a thread that has been told to end needs; only a leak waits so long.
 GRACE_SECONDS = 20.0
+
+#: Those that a program ends by, or is told something.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 _DESCRIPTORS = Path("/proc/self/fd")
 
@@ -31,6 +35,7 @@ class Held:
     threads: frozenset[threading.Thread]
     actors: frozenset[pykka.ActorRef[Any]]
     descriptors: frozenset[tuple[int, str]]
+    handlers: Mapping[signal.Signals, Any]
 
     @classmethod
     def now(cls) -> Held:
@@ -38,6 +43,7 @@ class Held:
             frozenset(threading.enumerate()),
             frozenset(pykka.ActorRegistry.get_all()),
             frozenset(open_files_and_sockets()),
+            {number: signal.getsignal(number) for number in SIGNALS},
         )
 
 
@@ -68,7 +74,12 @@ def leftovers(before: Held) -> list[str]:
         thread.join(0 if found else GRACE_SECONDS)
         if thread.is_alive():
             found.append(f"thread {thread}")
-    return found + [f"descriptor {number}: {target}" for number, target in _new_files(before)]
+    found += [f"descriptor {number}: {target}" for number, target in _new_files(before)]
+    for number, handler in before.handlers.items():
+        if (left := signal.getsignal(number)) != handler:
+            found.append(f"handler of {number.name}: {left}")
+            signal.signal(number, handler)  # or the next tests would be told of it
+    return found
 
 
 def _new_files(before: Held) -> list[tuple[int, str]]:
