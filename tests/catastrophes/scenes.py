@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections import defaultdict
 from typing import Any
 
 import transaction
@@ -16,11 +15,12 @@ import transaction
 from catastrophes.children import say
 from catastrophes.workload import Ledger, write_line
 from perdure.model import Job, Status
+from support.once import MadeOnce
 
 place = ""
 """The name of this process."""
 
-gates: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+gates: MadeOnce[str, threading.Event] = MadeOnce(threading.Event)
 
 VISITS = "visits.lines"
 

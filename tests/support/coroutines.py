@@ -8,7 +8,6 @@ import functools
 import itertools
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from persistent import Persistent
 from perdure.model import Job
 from support import jobs
 from support.jobs import LIMIT_SECONDS
+from support.once import MadeOnce
 
 __all__ = ["AsyncGate", "Register", "async_deed", "gates", "plain_deed"]
 
@@ -59,8 +59,8 @@ class AsyncGate:
                 pass
 
 
-gates: defaultdict[str, AsyncGate] = defaultdict(AsyncGate)
-futures: defaultdict[str, concurrent.futures.Future[Any]] = defaultdict(concurrent.futures.Future)
+gates: MadeOnce[str, AsyncGate] = MadeOnce(AsyncGate)
+futures: MadeOnce[str, concurrent.futures.Future[Any]] = MadeOnce(concurrent.futures.Future)
 
 
 @pytest.fixture(autouse=True)

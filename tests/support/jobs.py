@@ -7,7 +7,6 @@ import datetime
 import os
 import sys
 import threading
-from collections import defaultdict
 from typing import Any
 
 import transaction
@@ -15,6 +14,7 @@ from persistent import Persistent
 
 from perdure.actors import StatusAsked
 from perdure.model import Job, NeverRetry, Retry, RetryPolicy, StopRequested, local
+from support.once import MadeOnce
 
 #: Far beyond what is needed; a test that gets here has failed.
 LIMIT_SECONDS = 20.0
@@ -39,7 +39,7 @@ class Gate:
             raise AssertionError("nobody opened the gate")
 
 
-gates: defaultdict[str, Gate] = defaultdict(Gate)
+gates: MadeOnce[str, Gate] = MadeOnce(Gate)
 calls: list[Any] = []
 systems: dict[str, Any] = {}
 
