@@ -133,10 +133,19 @@ class End:
     @property
     def visits(self) -> Counter[tuple[str, str]]:
         """How often a job was begun, by its name and the place."""
+        return Counter((each["name"], each["place"]) for each in self._visits())
+
+    @property
+    def processes(self) -> Counter[str]:
+        """In how many processes a job was begun, by its name; in each maybe several times."""
+        return Counter(
+            name for name, _ in {(each["name"], each["pid"]) for each in self._visits()}
+        )
+
+    def _visits(self) -> list[dict[str, Any]]:
         path = self._stage.folder / scenes.VISITS
         lines = path.read_text().splitlines() if path.exists() else []
-        values = [json.loads(line) for line in lines]
-        return Counter((value["name"], value["place"]) for value in values)
+        return [json.loads(line) for line in lines]
 
 
 def _job(kind: type[Job], ledger: Ledger, function: Any, args: Sequence[Any]) -> Job:

@@ -40,7 +40,7 @@ def pass_gate(name: str) -> None:
 
 def visit(name: str) -> None:
     """Leave a trace that no abort takes back."""
-    write_line(VISITS, name=name, place=place)
+    write_line(VISITS, name=name, place=place, pid=os.getpid())
 
 
 class Told(Job):
