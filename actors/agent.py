@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,16 +15,19 @@ from perdure.actors.messages import (
     AgentJoined,
     AgentReady,
     Claimed,
+    GroupRan,
     JobLost,
     JobRan,
     JobResumable,
     JobsRan,
     Outcome,
+    RunGroup,
     RunJob,
     RunJobs,
     WorkerLost,
 )
 from perdure.actors.worker import WorkerActor
+from perdure.model.agent import GROUPED_PER_PLACE, Completion
 from perdure.model.logs import events, fields
 from perdure.model.ref import JobRef
 
@@ -74,16 +79,20 @@ class AgentActor(Actor):
         self._number = 0
         self._workers: dict[str, Any] = {}
         self._idle: deque[str] = deque()
-        self._busy: dict[str, Claimed] = {}
+        self._busy: dict[str, tuple[Claimed, ...]] = {}
         self._busy_with_light: set[str] = set()
         self._waiting: deque[Claimed] = deque()
         self._light: deque[Claimed] = deque()
+        self._grouped: deque[Claimed] = deque()
+        self._group_is_next = False
+        self._agent_oid = b""
         self._queued: set[Claimed] = set()
         self._trims = False
         self._least_idle = 0
         self._ran: list[Claimed] = []
+        self._completed: list[Completion] = []
         # What the dispatcher may send again, because it has not heard yet.
-        self._dealt_with: deque[Claimed] = deque(maxlen=CLAIMS_REMEMBERED)
+        self._dealt_with: OrderedDict[Claimed, None] = OrderedDict()
         self._report_is_due = False
         self._lost: OrderedDict[JobRef, int] = OrderedDict()
         self._held_back: list[Claimed] = []
@@ -95,7 +104,7 @@ class AgentActor(Actor):
         for claim in self._context.suspensions.of(self.name):
             self._time_pause(claim)
         self._fit()
-        if self._ran:
+        if self._ran or self._completed:
             self._report_soon()
         directory = self._context.directory
         # First of all: the answer may be on its way before whoever made this actor goes on.
@@ -138,31 +147,42 @@ class AgentActor(Actor):
 
     @handles(RunJobs)
     def _take(self, message: RunJobs) -> None:
-        known = self._known()
+        self._agent_oid = message.agent_oid
+        busy = {claim for claims in self._busy.values() for claim in claims}
         for claim in message.claims:
+            if claim in self._queued or claim in self._dealt_with or claim in busy:
+                continue
             # It may have been suspended for an actor of this name that fell and is gone.
-            if claim not in known and not self._context.suspensions.is_waiting(claim):
+            if claim not in self._held_back and not self._context.suspensions.is_waiting(claim):
                 self._queue_up(claim)
         self._fit()
 
-    def _known(self) -> set[Claimed]:
-        return {
-            *self._queued,
-            *self._busy.values(),
-            *self._dealt_with,
-            *self._held_back,
-        }
-
     def _queue_up(self, claim: Claimed) -> None:
-        light = self._context.suspensions.is_light(claim)
-        (self._light if light else self._waiting).append(claim)
+        if claim.group:
+            self._grouped.append(claim)
+        elif self._context.suspensions.is_light(claim):
+            self._light.append(claim)
+        else:
+            self._waiting.append(claim)
         self._queued.add(claim)
+
+    def _deal_with(self, claims: Iterable[Claimed]) -> None:
+        for claim in claims:
+            self._dealt_with[claim] = None
+        while len(self._dealt_with) > CLAIMS_REMEMBERED:
+            self._dealt_with.popitem(last=False)
 
     def _hand_out(self) -> None:
         # What the agent had before it got smaller is run all the same.
         most = max(1, self._size)
-        while self._waiting and (name := self._free_worker(most)):
-            self._give(name, self._waiting.popleft())
+        while (self._waiting or self._grouped) and (name := self._free_worker(most)):
+            # In turn, where there are both.
+            if self._grouped and (self._group_is_next or not self._waiting):
+                self._group_is_next = False
+                self._give_group(name, self._next_group())
+            else:
+                self._group_is_next = True
+                self._give(name, self._waiting.popleft())
         # These are done with a worker so soon that few are enough for a thousand of them.
         while self._light:
             few = len(self._busy_with_light) < LIGHT_WORKERS
@@ -185,17 +205,36 @@ class AgentActor(Actor):
         self._least_idle = min(self._least_idle, len(self._idle))
         return name
 
+    def _next_group(self) -> tuple[Claimed, ...]:
+        """Return the next of those that may be in a group: a fair share for a worker.
+
+        One that calls what is not known to take an instant only is on its own.
+        """
+        is_quick = self._context.experience.is_quick
+        free = len(self._idle) + 1 + max(0, self._size - len(self._workers))
+        share = min(GROUPED_PER_PLACE, -(-len(self._grouped) // free))
+        group = [self._grouped.popleft()]
+        if is_quick(group[0].group):
+            while len(group) < share and is_quick(self._grouped[0].group):
+                group.append(self._grouped.popleft())
+        return tuple(group)
+
+    def _give_group(self, name: str, claims: tuple[Claimed, ...]) -> None:
+        self._queued.difference_update(claims)
+        self._busy[name] = claims
+        self._workers[name].tell(RunGroup(claims, self._agent_oid))
+
     def _give(self, name: str, claim: Claimed) -> None:
         self._queued.discard(claim)
-        self._busy[name] = claim
+        self._busy[name] = (claim,)
         self._workers[name].tell(RunJob(claim))
 
     @handles(JobRan)
     def _free(self, message: JobRan) -> None:
         # A worker of an agent of this name that was removed may still be at work.
-        if self._busy.get(message.worker) != message.claim:
+        if self._busy.get(message.worker) != (message.claim,):
             return
-        claim = self._busy.pop(message.worker)
+        (claim,) = self._busy.pop(message.worker)
         self._busy_with_light.discard(message.worker)
         self._idle.append(message.worker)
         if message.outcome is Outcome.SUSPENDED:
@@ -206,10 +245,32 @@ class AgentActor(Actor):
         if message.outcome is Outcome.DONE:
             self._lost.pop(claim.ref, None)
         if message.outcome is not Outcome.REASSIGNED:
-            self._dealt_with.append(claim)
+            self._deal_with([claim])
         # One that was left because the system stops is not to be settled, nor run again.
-        if message.outcome is not Outcome.STOPPED:
+        if message.completion is not None:
+            self._completed.append(message.completion)
+            self._report_soon()
+        elif message.outcome is not Outcome.STOPPED:
             self._ran.append(claim)
+            self._report_soon()
+        self._fit()
+
+    @handles(GroupRan)
+    def _free_of_group(self, message: GroupRan) -> None:
+        if message.worker not in self._busy:
+            return
+        claims = self._busy.pop(message.worker)
+        self._idle.append(message.worker)
+        again = {*message.alone, *message.rest}
+        self._deal_with(c for c in claims if c not in again and c not in message.reassigned)
+        self._completed += message.completed
+        self._ran += message.reassigned
+        for claim in message.alone:
+            self._queue_up(dataclasses.replace(claim, group=""))
+        # Before those that were claimed later.
+        self._grouped.extendleft(reversed(message.rest))
+        self._queued.update(message.rest)
+        if message.completed or message.reassigned:
             self._report_soon()
         self._fit()
 
@@ -217,7 +278,7 @@ class AgentActor(Actor):
     def _resume(self, message: JobResumable) -> None:
         # While its worker has not told that it left it, it is known; that comes next then.
         claim = message.claim
-        if claim not in self._queued and claim not in self._busy.values():
+        if claim not in self._queued and (claim,) not in self._busy.values():
             self._resume_if_ended(claim)
             self._fit()
 
@@ -238,7 +299,7 @@ class AgentActor(Actor):
 
     @handles(WorkerLost)
     def _replace(self, message: WorkerLost) -> None:
-        if self._busy.get(message.worker) != message.claim:
+        if message.claim not in self._busy.get(message.worker, ()):
             return
         claim = message.claim
         # Told first: what follows may go wrong.
@@ -248,15 +309,17 @@ class AgentActor(Actor):
             self.tell_later(_Delayed(claim), timedelta(seconds=seconds))
         else:
             self._report_lost(claim)
-        del self._busy[message.worker]
+        others = [other for other in self._busy.pop(message.worker) if other != claim]
         self._busy_with_light.discard(message.worker)
-        self._dealt_with.append(claim)
+        self._deal_with([claim])
         del self._workers[message.worker]
         events.error(
             "%s: job %s is interrupted, which is reported in %d s; another worker goes on",
             self.name, claim.ref, seconds,
             extra=fields() | {"job": str(claim.ref)},
         )  # fmt: skip
+        for other in others:
+            self._queue_up(dataclasses.replace(other, group=""))
         self._fit()
 
     def _delay(self, ref: JobRef) -> int:
@@ -289,5 +352,7 @@ class AgentActor(Actor):
     def _report_ran(self, message: _Report) -> None:
         self._report_is_due = False
         ran, self._ran = tuple(self._ran), []
-        if ran:
-            self._context.directory.tell("dispatcher", JobsRan(self._queue, self._agent, ran))
+        completed, self._completed = tuple(self._completed), []
+        if ran or completed:
+            finished = JobsRan(self._queue, self._agent, ran, completed)
+            self._context.directory.tell("dispatcher", finished)

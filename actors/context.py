@@ -13,6 +13,7 @@ from perdure.actors.execution import Execution, wait_for
 from perdure.model.announcements import Announcements
 from perdure.model.clock import Clock, StopSignal
 from perdure.model.environment import Environment
+from perdure.model.grouping import Experience
 from perdure.model.incarnation import Incarnation
 from perdure.model.lane import Lane
 
@@ -154,6 +155,7 @@ class Context:
     results: Announcements
     directory: Directory
     suspensions: Suspensions
+    experience: Experience = field(default_factory=Experience)
     watch: Watch = field(default_factory=Watch)
 
     def report(self, message: object, /) -> None:

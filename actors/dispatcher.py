@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.POSException import ConflictError, POSKeyError
+from ZODB.utils import p64
 
 from perdure.actors.base import handles
 from perdure.actors.context import Context, agent_role
@@ -39,7 +40,7 @@ from perdure.actors.messages import (
     Wake,
 )
 from perdure.actors.outage import PROBE_INTERVAL, Outage
-from perdure.model.agent import Agent, checked_size
+from perdure.model.agent import Agent, Completion, checked_size
 from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.errors import PerdureError, UnknownSettingError
 from perdure.model.failure import Failure
@@ -112,6 +113,23 @@ class _Due:
     queues: tuple[str, ...]
 
 
+class _Done(NamedTuple):
+    """What is known of what was run for one agent, and is not settled yet."""
+
+    ran: tuple[Claimed, ...]
+    lost: tuple[Claimed, ...]
+    completed: tuple[Completion, ...]
+
+
+class _Worked(NamedTuple):
+    """What was done for one agent: the claims to send, which may be all that it has."""
+
+    oid: bytes
+    claims: list[Claimed]
+    is_all: bool
+    report: AgentPoll
+
+
 @dataclass
 class _AgentState:
     """What this process knows of one of its agents."""
@@ -119,10 +137,14 @@ class _AgentState:
     size: int
     ready: bool = False
     """Whether its actor is up; before, nothing is claimed for it."""
-    sent: set[Claimed] = field(default_factory=set)
     asynchronous: set[Claimed] = field(default_factory=set)
     """Those that take a worker for an instant only."""
+    small: set[bytes] = field(default_factory=set)
+    """The oids of those that share places; see `Agent.claim_jobs`."""
+    resend: bool = True
+    """Whether all that it has is to be sent to its actor, which may lack some of it."""
     ran: list[Claimed] = field(default_factory=list)
+    completed: list[Completion] = field(default_factory=list)
     lost: list[Claimed] = field(default_factory=list)
     claimed: deque[JobRef] = field(default_factory=lambda: deque(maxlen=CLAIMS_TOLD))
     """What was claimed since the last poll."""
@@ -201,7 +223,7 @@ class DispatcherActor(DatabaseActor):
         state = self._agent_state(message.queue, message.agent)
         if state is not None:
             state.ready = True
-            state.sent.clear()
+            state.resend = True
             self._work_soon(message.queue)
 
     @handles(JobsRan)
@@ -209,6 +231,7 @@ class DispatcherActor(DatabaseActor):
         state = self._agent_state(message.queue, message.agent)
         if state is not None:
             state.ran += message.claims
+            state.completed += message.completed
             self._work_soon(message.queue)
 
     @handles(JobLost)
@@ -333,16 +356,16 @@ class DispatcherActor(DatabaseActor):
         left_out: dict[str, Failure] = {}
         while True:
             done = {
-                agent: (list(s.ran), list(s.lost))
+                agent: _Done(tuple(s.ran), tuple(s.lost), tuple(s.completed))
                 for agent, s in state.agents.items()
                 if agent not in left_out
             }
             raised: list[_AgentFault] = []
 
             def work(
-                done: dict[str, tuple[list[Claimed], list[Claimed]]] = done,
+                done: dict[str, _Done] = done,
                 raised: list[_AgentFault] = raised,
-            ) -> dict[str, tuple[list[Claimed], AgentPoll]]:
+            ) -> dict[str, _Worked]:
                 raised.clear()
                 return self._work_agents(name, done, failed, raised, settle_all)
 
@@ -352,6 +375,9 @@ class DispatcherActor(DatabaseActor):
             worked = self._commit(work, logged=is_the_agents)
             if worked is not None:
                 break
+            # A commit that raised may have taken place.
+            for each in state.agents.values():
+                each.resend = True
             if not raised:
                 # The database, not an agent.
                 self._dirty.add(name)
@@ -366,7 +392,7 @@ class DispatcherActor(DatabaseActor):
             self._work_again_later()
         state.worked = begun
         self._context.watch.set(state.oid, state.watched)
-        for agent_name, (claims, report) in worked.items():
+        for agent_name, (oid, claims, is_all, report) in worked.items():
             agent_state = state.agents[agent_name]
             agent_state.claimed += report.claimed
             if report.size != agent_state.size:
@@ -374,20 +400,24 @@ class DispatcherActor(DatabaseActor):
                 agent_state.size = report.size
                 self._context.report(AgentJoined(name, agent_name, report.size))
             self._tell_failure(name, agent_state, report, failed.get(agent_name))
-            ran, lost = done[agent_name]
-            if settle_all or ran or lost:
+            finished = done[agent_name]
+            if settle_all or any(finished):
                 agent_state.stuck = ""
-            agent_state.ran = [claim for claim in agent_state.ran if claim not in ran]
-            agent_state.lost = [claim for claim in agent_state.lost if claim not in lost]
-            agent_state.asynchronous = {claim for claim in claims if claim.asynchronous}
-            self._context.suspensions.leave_all_but(agent_role(name, agent_name), set(claims))
+            # Nothing was added meanwhile: that is this actor's to do, too.
+            del agent_state.ran[: len(finished.ran)]
+            del agent_state.lost[: len(finished.lost)]
+            del agent_state.completed[: len(finished.completed)]
+            agent_state.asynchronous |= {claim for claim in claims if claim.asynchronous}
+            role = agent_role(name, agent_name)
+            if is_all:
+                agent_state.asynchronous &= set(claims)
+                self._context.suspensions.leave_all_but(role, set(claims))
             if not agent_state.ready:
                 continue
-            new = tuple(claim for claim in claims if claim not in agent_state.sent)
-            agent_state.sent = set(claims)
-            if new:
-                self._context.directory.tell(agent_role(name, agent_name), RunJobs(new))
-        state.polled = tuple(poll for _, poll in worked.values())
+            agent_state.resend = False
+            if claims:
+                self._context.directory.tell(role, RunJobs(tuple(claims), oid))
+        state.polled = tuple(each.report for each in worked.values())
 
     def _tell_failure(
         self, name: str, state: _AgentState, report: AgentPoll, failure: Failure | None
@@ -420,11 +450,11 @@ class DispatcherActor(DatabaseActor):
     def _work_agents(
         self,
         name: str,
-        done: dict[str, tuple[list[Claimed], list[Claimed]]],
+        done: dict[str, _Done],
         failed: dict[str, Failure],
         raised: list[_AgentFault],
         settle_all: bool,
-    ) -> dict[str, tuple[list[Claimed], AgentPoll]]:
+    ) -> dict[str, _Worked]:
         record = self._record(name)
         if not self._is_ours(record):
             self._queues[name].ours = False
@@ -433,7 +463,7 @@ class DispatcherActor(DatabaseActor):
         worked = {}
         watched: set[bytes] = set()
         self._note_siblings(record)
-        for agent_name, (ran, lost) in done.items():
+        for agent_name, finished in done.items():
             agent = record.get(agent_name)
             if agent is None:
                 continue
@@ -441,75 +471,87 @@ class DispatcherActor(DatabaseActor):
             state = self._queues[name].agents[agent_name]
             try:
                 before = len(agent)
-                self._settle(agent, ran, lost, settle_all)
+                self._settle(agent, finished, settle_all)
             except Exception as error:
                 # The others are to go on without it; without the database nobody can.
                 if not is_disconnect(error):
                     raised.append(_AgentFault(agent_name, False, error))
                 raise
-            claimed, asynchronous = self._claim(agent, failed, raised)
+            claims = self._claim(agent, failed, raised)
             failure = failed.get(agent_name)
             if str(failure) != str(agent.failure):
                 agent.failure = failure
-            asynchronous |= {claim.ref for claim in state.asynchronous}
-            worked[agent_name] = (
-                [Claimed(ref, number, ref in asynchronous) for ref, number in agent.claims()],
-                AgentPoll(
-                    agent=agent_name,
-                    size=agent.size,
-                    held=len(agent),
-                    active_before=before,
-                    claimed=tuple(claimed),
-                    error="" if failure is None else str(failure),
-                ),
+            report = AgentPoll(
+                agent=agent_name,
+                size=agent.size,
+                held=len(agent),
+                active_before=before,
+                claimed=tuple(claim.ref for claim in claims),
+                error="" if failure is None else str(failure),
             )
+            role = agent_role(name, agent_name)
+            is_all = settle_all or state.resend or bool(self._context.suspensions.of(role))
+            if is_all:
+                claims = self._all_claims(agent, state, claims)
+            worked[agent_name] = _Worked(agent._p_oid, claims, is_all, report)
         queues = find_queues(self._connection)
         # An alias that was made lets jobs go on that were parked.
         watched |= {each._p_oid for each in (queues, queues.aliases) if each is not None}
         self._queues[name].watched = record.queue.telling_oids() | watched
         return worked
 
-    def _settle(
-        self, agent: Agent, ran: list[Claimed], lost: list[Claimed], settle_all: bool
-    ) -> None:
-        held = dict(zip((Claimed(*each) for each in agent.claims()), agent, strict=True))
-        for claim in lost:
-            # Another claim of the same job is another worker's.
-            if claim in held:
-                agent.interrupt(held[claim])
+    def _all_claims(self, agent: Agent, state: _AgentState, new: list[Claimed]) -> list[Claimed]:
+        """Return the claims of all that the agent has; what is not new is run alone."""
+        known = {claim: claim for claim in (*state.asynchronous, *new)}
+        claims = [Claimed(*each) for each in agent.claims()]
+        state.small &= {p64(claim.ref.oid) for claim in claims}
+        return [known.get(claim, claim) for claim in claims]
+
+    def _settle(self, agent: Agent, finished: _Done, settle_all: bool) -> None:
+        lost = finished.lost
+        if lost:
+            held = dict(zip((Claimed(*each) for each in agent.claims()), agent, strict=True))
+            for claim in lost:
+                # Another claim of the same job is another worker's.
+                if claim in held:
+                    agent.interrupt(held[claim])
+        for completion in finished.completed:
+            agent.settle_completed(completion)
         if settle_all:
             agent.settle_all()
-        for claim in ran:
+        for claim in finished.ran:
             agent.settle(claim.ref, claim.number)
 
     def _claim(
         self, agent: Agent, failed: dict[str, Failure], raised: list[_AgentFault]
-    ) -> tuple[list[JobRef], set[JobRef]]:
-        """Claim what there is room for; return that, and what of it is asynchronous."""
-        claimed: list[JobRef] = []
-        asynchronous: set[JobRef] = set()
+    ) -> list[Claimed]:
+        """Claim what there is room for, and return it."""
         state = self._agent_state(agent.queue.name, agent.name)
         if not self._claiming or agent.name in failed or state is None or not state.ready:
-            return claimed, asynchronous
-        while True:
-            try:
-                job = agent.claim_job()
-            # A filter or a chooser is the application's code, which may raise anything: also
-            # a conflict, each time that it is asked.
-            except Exception as error:
-                if not is_disconnect(error):
-                    raised.append(_AgentFault(agent.name, True, error))
-                raise
-            except BaseException as error:
-                text = f"the filter or chooser of {agent!r} raised {error!r}"
-                unwanted = PerdureError(text)
-                raised.append(_AgentFault(agent.name, True, unwanted))
-                raise unwanted from error
-            if job is None:
-                return claimed, asynchronous
-            claimed.append(job.ref)
-            if is_light(job):
-                asynchronous.add(job.ref)
+            return []
+        is_quick = self._context.experience.is_quick
+        try:
+            taken = agent.claim_jobs(is_quick, state.small)
+        # A filter or a chooser is the application's code, which may raise anything: also
+        # a conflict, each time that it is asked.
+        except Exception as error:
+            if not is_disconnect(error):
+                raised.append(_AgentFault(agent.name, True, error))
+            raise
+        except BaseException as error:
+            text = f"the filter or chooser of {agent!r} raised {error!r}"
+            unwanted = PerdureError(text)
+            raised.append(_AgentFault(agent.name, True, unwanted))
+            raise unwanted from error
+        claims = []
+        for job, number, group in taken:
+            if group and is_quick(group):
+                state.small.add(job._p_oid)
+            else:
+                state.small.discard(job._p_oid)
+            light = not group and is_light(job)
+            claims.append(Claimed(JobRef.of(job), number, light, group))
+        return claims
 
     def _work_again_later(self) -> None:
         if self._again_timer is None and not self._outage.lasts:
@@ -596,7 +638,7 @@ class DispatcherActor(DatabaseActor):
                 # sent to it; all that it has is sent to it again.
                 if self._context.directory.get(agent_role(name, agent)) is not None:
                     agent_state.ready = True
-                agent_state.sent.clear()
+                agent_state.resend = True
             if state.ours and not self._away:
                 self._join_agents(name, state)
                 self._look_after(name)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pykka
 
+from perdure.model.agent import Completion
 from perdure.model.happenings import Event
 from perdure.model.policy import (
     CommitErrored,
@@ -39,6 +40,7 @@ __all__ = [
     "CommitErrored",
     "DeactivateNow",
     "GiveUp",
+    "GroupRan",
     "Interrupted",
     "JobAsked",
     "JobEnded",
@@ -61,6 +63,7 @@ __all__ = [
     "ResumeQueue",
     "Retry",
     "RetryJob",
+    "RunGroup",
     "RunJob",
     "RunJobs",
     "Statistics",
@@ -209,19 +212,25 @@ class AgentReady:
 class Claimed:
     """A job, and the number of the claim that gave it to the agent.
 
-    `asynchronous` says that it takes a worker for an instant only, to begin and to end.
+    `asynchronous` says that it takes a worker for an instant only, to begin and to end; `group`
+    names what it calls, where it may be run in a group with others.
     """
 
     ref: JobRef
     number: int
     asynchronous: bool = field(default=False, compare=False)
+    group: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class RunJobs:
-    """Run these, as soon as there are workers free; the claim is committed."""
+    """Run these, as soon as there are workers free; the claim is committed.
+
+    `agent_oid` is that of the agent which has them.
+    """
 
     claims: tuple[Claimed, ...]
+    agent_oid: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +238,14 @@ class RunJob:
     """Run this one now."""
 
     claim: Claimed
+
+
+@dataclass(frozen=True, slots=True)
+class RunGroup:
+    """Run these now, in one transaction as far as that goes."""
+
+    claims: tuple[Claimed, ...]
+    agent_oid: bytes
 
 
 class Outcome(enum.Enum):
@@ -251,6 +268,23 @@ class JobRan:
     worker: str
     claim: Claimed
     outcome: Outcome
+    completion: Completion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRan:
+    """A worker is free again, and this is what became of each claim that it was given.
+
+    `alone` are to be run, or gone on with, alone; `rest` were not begun, and may be in another
+    group; `stopped` are left as they are, since the system stops.
+    """
+
+    worker: str
+    completed: tuple[Completion, ...] = ()
+    alone: tuple[Claimed, ...] = ()
+    rest: tuple[Claimed, ...] = ()
+    reassigned: tuple[Claimed, ...] = ()
+    stopped: tuple[Claimed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,11 +309,12 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class JobsRan:
-    """These were run, and are to be settled."""
+    """These were run, and are to be settled; `completed` need not be looked at for that."""
 
     queue: str
     agent: str
     claims: tuple[Claimed, ...]
+    completed: tuple[Completion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from datetime import timedelta
 from typing import Any
@@ -12,24 +13,28 @@ from perdure.actors.base import Actor, handles
 from perdure.actors.context import Context, agent_role, worker_name
 from perdure.actors.messages import (
     Claimed,
+    GroupRan,
     JobEnded,
     JobRan,
     JobStarted,
     Outcome,
+    RunGroup,
     RunJob,
     Wake,
     WorkerLost,
 )
 from perdure.actors.outage import open_connection
+from perdure.model.agent import Claim
 from perdure.model.errors import JobNotFoundError, ReassignedError, StopRequested
 from perdure.model.failure import Failure
+from perdure.model.grouping import Group, GroupRunner
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
-from perdure.model.logs import events, fields, placed, trace
+from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
 from perdure.model.ref import JobRef, find_job
 from perdure.model.retrying import is_away, tell_of_wait
 from perdure.model.running import Runner
-from perdure.model.saferepr import survive
+from perdure.model.saferepr import safe_repr, survive
 from perdure.model.status import Status
 from perdure.model.suspension import Ended
 
@@ -66,6 +71,15 @@ class WorkerActor(Actor):
             lane=self._context.lane,
             on_result=self._tell_result,
             suspends=True,
+        )
+        self._groups = GroupRunner(
+            transaction.manager,
+            self._clock,
+            self._context.stop,
+            self._context.lane,
+            self._context.experience,
+            on_begin=self._begins,
+            on_end=self._ends,
         )
 
     def on_stop(self) -> None:
@@ -113,6 +127,50 @@ class WorkerActor(Actor):
             self._context.activity.end()
         self._tell_agent(JobRan(self.name, message.claim, outcome))
 
+    @handles(RunGroup)
+    def _run_group(self, message: RunGroup) -> None:
+        claims = {Claim(claim.ref, claim.number): claim for claim in message.claims}
+        self._context.activity.begin()
+        try:
+            if self._context.stop.is_set():
+                group = Group(stopped=list(claims))
+            else:
+                group = self._run_claims(message)
+        # What each of them raises is dealt with where it is alone: this is something else.
+        except BaseException as error:
+            events.error("%s is lost to %r", self.name, error, exc_info=True, extra=fields())
+            self._tell_agent(WorkerLost(self.name, message.claims[0], repr(error), True))
+            self.stop()
+            return
+        finally:
+            self._context.activity.end()
+        kinds = (group.alone, group.rest, group.reassigned, group.stopped)
+        parts = [tuple(claims[claim] for claim in kind) for kind in kinds]
+        self._tell_agent(GroupRan(self.name, tuple(group.completed), *parts))
+
+    def _run_claims(self, message: RunGroup) -> Group:
+        claims = [(Claim(claim.ref, claim.number), claim.group) for claim in message.claims]
+        try:
+            transaction.abort()
+            transaction.begin()
+            if self._own_connection() is None:
+                self._connection = open_connection(self._context.database)
+            agent = self._connection.get(message.agent_oid)
+        except Exception as error:
+            trace.info("a group is run one by one, for %r", error)
+            return Group(alone=[claim for claim, _ in claims])
+        return self._groups.run(self._connection, agent, claims)
+
+    def _begins(self, job: Job) -> None:
+        self._tell_started(job)
+
+    def _ends(self, job: Job) -> None:
+        if trace.isEnabledFor(logging.INFO):
+            trace.info(SUCCEEDED, job, safe_repr(job.result), extra=fields(job))
+        ref = job.ref
+        self._tell_ended(job, ref)
+        self._context.results.announce(ref)
+
     def _tell_agent(self, message: object) -> None:
         self._context.directory.tell(agent_role(self._queue, self._agent), message)
 
@@ -134,7 +192,7 @@ class WorkerActor(Actor):
 
     def _begin_or_go_on(self, claim: Claimed, resumed: Ended | None) -> Outcome:
         job = self._find(claim.ref)
-        if job is None or job._claim != claim.number or job._agent is None:
+        if job is None or not (job._is_unbegun(claim.number) or job._was_given(claim.number)):
             if resumed is not None:
                 self._tell_reassigned(claim.ref)
             elif job is not None and job.status in _LOST:
@@ -143,12 +201,16 @@ class WorkerActor(Actor):
                     job, self.name, extra=fields(),
                 )  # fmt: skip
             return Outcome.REASSIGNED
-        if job.status is not Status.ASSIGNED and resumed is None:
+        # Of a group, the end of one may have been committed, with its callbacks still to run.
+        of_group = claim.number < 0 and job.status in (Status.CALLBACKS, Status.COMPLETED)
+        if job.status is not Status.ASSIGNED and resumed is None and not of_group:
             events.error(
                 "%s found %r, which is %s, instead of ASSIGNED", self.name, job, job.status.name,
                 extra=fields(job),
             )  # fmt: skip
-        self._queue_oid = job._agent.queue._p_oid
+        queue = job.queue
+        assert queue is not None
+        self._queue_oid = queue._p_oid
         self._frees_places = bool(job.quota_names)
         if resumed is None:
             self._tell_started(job)

@@ -46,6 +46,7 @@ from perdure.model.errors import (
     UnknownSettingError,
 )
 from perdure.model.failure import Failure, FailureLimits, Frame
+from perdure.model.groupable import transactional
 from perdure.model.happenings import (
     DispatcherEvent,
     Event,
@@ -195,6 +196,7 @@ __all__ = [
     "serial",
     "set_alias",
     "subscribe",
+    "transactional",
     "try_five_times",
     "unresolved",
     "wait_for_system_recovery",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,8 @@ from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
 from perdure.model.given import checked_name, checked_stored
-from perdure.model.guarded import Guarded
+from perdure.model.groupable import group_of
+from perdure.model.guarded import Choice, Guarded
 from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.logs import events, fields
 from perdure.model.moments import Duration
@@ -40,11 +41,40 @@ LARGEST_SIZE = 10_000
 """How many jobs an agent may have at once, at most: all are named in its own record."""
 
 
+GROUPED_PER_PLACE = 64
+"""So many jobs that are run in groups, and take an instant each, share one place of an agent.
+
+Of those, a worker runs one at a time, as of others. With fewer the commits of the groups show;
+with many more, a process holds what another one could run.
+"""
+
+
 class Claim(NamedTuple):
     """One job that an agent holds, and the number of the claim that gave it."""
 
     ref: JobRef
     number: int
+
+
+class Completion(NamedTuple):
+    """What a worker says of a job that it has completed, so that nobody need load it for that.
+
+    `ended` is when, in microseconds since 1970; `keep` is the job's own word for how long.
+    """
+
+    ref: JobRef
+    number: int
+    ended: int
+    failed: bool
+    keep: timedelta | None
+
+
+class Taken(NamedTuple):
+    """One job that an agent has just claimed; `group` names what it calls, "" for one alone."""
+
+    job: Job
+    number: int
+    group: str
 
 
 class Agent(Tally, Guarded):
@@ -61,6 +91,7 @@ class Agent(Tally, Guarded):
     failure: Failure | None = None
     keep_completed = Duration()
     keep_failed = Duration()
+    transactional = Choice()
     _filter: str | None = None
     _chooser: str | None = None
     _suspect: bytes | None = None
@@ -180,6 +211,11 @@ class Agent(Tally, Guarded):
         """Return what it holds, for those who run it."""
         return [Claim(JobRef.of(job), number) for job, number in self._held.values()]
 
+    def _number_of(self, oid: bytes) -> int | None:
+        """Return the number of the claim by which it has the job with that oid, or None."""
+        entry = self._held.get(oid) or self._left.get(oid)
+        return None if entry is None else entry[1]
+
     def keeps(self, job: Job) -> bool:
         """Tell whether it still knows a job that it had."""
         return job in self or job in self.completed
@@ -206,12 +242,60 @@ class Agent(Tally, Guarded):
             self.queue._v_has_suspect = False
         if job is None:
             return None
-        job._assign(self)
-        self._held[job._p_oid] = (job, job._claim)
-        if is_suspect(job):
-            self._suspect = job._p_oid
-        self._p_changed = True
+        self._hold(job, "")
         return job
+
+    def claim_jobs(self, is_quick: Callable[[str], bool], small: Set[bytes]) -> list[Taken]:
+        """Take all the jobs that there is room for, as `claim_job` takes one.
+
+        What may be run in a group (see `group_of`), and takes an instant only, as `is_quick` says
+        of its callable's name, takes a part of a place; `small` are the oids of those held that
+        do. A claim for a group is not written into the job's record.
+        """
+        taken: list[Taken] = []
+        if not self.record.active or self.record.dead or not self._registered():
+            return taken
+        if self.chooses:
+            while (job := self.claim_job()) is not None:
+                taken.append(Taken(job, job._claim, ""))
+            return taken
+        total = self._size * GROUPED_PER_PLACE
+        used = sum(1 if oid in small else GROUPED_PER_PLACE for oid in self._held)
+        if used >= total:
+            return taken
+        group, weight = "", 0
+
+        def admits(job: Job) -> bool:
+            nonlocal group, weight
+            group = group_of(job, self)
+            weight = 1 if group and is_quick(group) else GROUPED_PER_PLACE
+            return used + weight <= total
+
+        queue = self.queue
+        queue._v_has_suspect = any(agent.has_suspect for agent in self.record.agents())
+        try:
+            for job in queue._claims(self.filter, self.record.stripes(), admits):
+                used += weight
+                taken.append(self._hold(job, group))
+                if used >= total:
+                    break
+        finally:
+            queue._v_has_suspect = False
+        return taken
+
+    def _hold(self, job: Job, group: str) -> Taken:
+        if group:
+            number = -(job._claim + 1)
+        else:
+            job._claimed_from_queue()
+            job._assign(self)
+            number = job._claim
+            if is_suspect(job):
+                self._suspect = job._p_oid
+                self.queue._v_has_suspect = True
+        self._held[job._p_oid] = job, number
+        self._p_changed = True
+        return Taken(job, number, group)
 
     def _registered(self) -> bool:
         record = self.record
@@ -249,6 +333,24 @@ class Agent(Tally, Guarded):
             self._try_to_settle(job, held)
         else:
             self._leave(job, held)
+
+    def settle_completed(self, completion: Completion) -> None:
+        """Do as `settle` for a job that its worker says it has completed, without loading it.
+
+        It needs no more: whatever becomes of such a job, its agent's record is written too.
+        """
+        ref, number, ended, failed, keep = completion
+        oid = p64(ref.oid)
+        job, held = self._held.get(oid, (None, 0))
+        if job is None or held != number or JobRef.of(job) != ref:
+            return
+        if self.queue.side:
+            self.settle(ref, number)
+            return
+        self._drop(oid)
+        if keep is None:
+            keep = self._usual_keep(failed=failed)
+        self._count(self.completed.put(job, ended, keep, failed=failed), ended)
 
     def settle_done(self, job: Job) -> None:
         """Let a COMPLETED job be among the done ones, if it is not yet."""
@@ -295,7 +397,7 @@ class Agent(Tally, Guarded):
     def _settle(self, oid: bytes, job: Job, number: int) -> None:
         if not is_loadable(job):
             return
-        if job._agent is not self or job._claim != number:
+        if not job._is_held(self, number):
             self._drop(oid)
             if (job.status is Status.PENDING and not job._keeps_places) or job._waits_for:
                 self.queue._release_quotas(job)
@@ -357,9 +459,12 @@ class Agent(Tally, Guarded):
             side.pop(each)
 
     def _keep(self, job: Job) -> timedelta:
-        attribute = "keep_failed" if job.failed else "keep_completed"
-        for owner in (job, self, self.queue):
-            keep: timedelta | None = getattr(owner, attribute)
+        own = job.keep_failed if job.failed else job.keep_completed
+        return self._usual_keep(failed=job.failed) if own is None else own
+
+    def _usual_keep(self, *, failed: bool) -> timedelta:
+        for owner in (self, self.queue):
+            keep = owner.keep_failed if failed else owner.keep_completed
             if keep is not None:
                 return keep
         return KEPT_BY_DEFAULT
@@ -398,9 +503,13 @@ class Agent(Tally, Guarded):
         if not is_whole(job):
             self._leave(job, number)
             return
-        if job._agent is not self or job._claim != number:
+        if not job._is_held(self, number):
             self._settle(job._p_oid, job, number)
             return
+        if number < 0 and job._agent is None:
+            # Whether it was its turn is not known: it is not to blame, nor to trouble others.
+            job._write_claim()
+            job._alone = True
         self._drop(job._p_oid)
         status = job.status
         if status is Status.COMPLETED:
@@ -429,7 +538,7 @@ class Agent(Tally, Guarded):
         self._p_changed = True
         entries = {**self._left, **self._held}
         for job, _ in entries.values():
-            if died and is_whole(job) and job._agent is self and _runs_code(job):
+            if died and is_whole(job) and job.agent is self and _runs_code(job):
                 job._deaths += 1
             self.interrupt(job)
         return len(entries)

@@ -7,10 +7,9 @@ is stored once it has ended.
 from __future__ import annotations
 
 import inspect
-import os
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from perdure.model.deciding import Deciding, only_exceptions
 from perdure.model.errors import NotStorableError, ReassignedError
 from perdure.model.failure import Failure
 from perdure.model.following import await_jobs, has_ended
+from perdure.model.forked import ending_forked_children
 from perdure.model.job import Job
 from perdure.model.lane import Attempt
 from perdure.model.logs import events, fields
@@ -197,7 +197,7 @@ class Attempting(Deciding):
 
         def call() -> Any:
             nonlocal info
-            with _ending_forked_children(job), self._in_call(job):
+            with ending_forked_children(job), self._in_call(job):
                 info = job.set_up()
                 if isinstance(job, Composite):
                     return None
@@ -390,23 +390,6 @@ class Attempting(Deciding):
         # The job's fate is settled, whatever this raises.
         except Exception:
             events.critical("tear_down of %r failed", job, exc_info=True, extra=fields(job))
-
-
-@contextmanager
-def _ending_forked_children(job: Job) -> Iterator[None]:
-    """End a child that the job has forked, and that comes out of the job's code.
-
-    It is a copy of this worker, with a database that is not its own.
-    """
-    process = os.getpid()
-    try:
-        yield
-    finally:
-        if os.getpid() != process:
-            text = f"perdure: a child that {job.callable_name} has forked came out of it, and ends"
-            with suppress(OSError):
-                os.write(2, f"{text}\n".encode(errors="replace"))
-            os._exit(1)
 
 
 def _is_of_the_writing(error: BaseException) -> bool:

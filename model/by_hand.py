@@ -107,7 +107,7 @@ def _run(
     runner: Runner, job: Job, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
 ) -> Any:
     """Run a job; where an agent has it, settle it; return what calling it returns."""
-    agent, number = job._agent, job._claim
+    agent, number = job._claimed_by()
     runner.run(job, args, kwargs)
     if agent is not None:
         ref = job.ref

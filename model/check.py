@@ -112,7 +112,7 @@ class _Checker:
                 self._place(job, f"with {internal!r}")
             return
         # One that was taken up by an agent meanwhile is in a place of its own again.
-        if internal.kind == "recover" or job._agent is not None:
+        if internal.kind == "recover" or job._claimed_by()[0] is not None:
             return
         if internal.kind == "follow" and not internal.goes_on:
             if not internal.heard:
@@ -201,7 +201,7 @@ class _Checker:
                     if not is_loadable(job):
                         self._place(job, repr(agent))
                         continue
-                    if job._agent is not agent or job._claim != number:
+                    if not job._is_held(agent, number):
                         continue
                     self._place(job, repr(agent))
                     if job.status not in allowed:

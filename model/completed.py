@@ -35,9 +35,14 @@ class Completed(Persistent):
 
     def add(self, job: Job, keep: timedelta) -> Shelf:
         """Keep `job` for `keep` from its end on, rounded up to a whole day; return where."""
-        key = _key(job)
-        last = keep // timedelta(microseconds=1) - key[0]
-        shelf = -(-last // DAY_MICROSECONDS), job.failed
+        assert job._callbacks_end is not None
+        return self.put(job, job._callbacks_end, keep, failed=job.failed)
+
+    def put(self, job: Job, ended: int, keep: timedelta, *, failed: bool) -> Shelf:
+        """Do as `add` for a job that ended at `ended`, in microseconds; does not load it."""
+        key = -ended, job._p_oid
+        last = keep // timedelta(microseconds=1) + ended
+        shelf = -(-last // DAY_MICROSECONDS), failed
         tree = self._shelves.get(shelf)
         if tree is None:
             tree = self._shelves[shelf] = OOBTree()

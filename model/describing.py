@@ -116,7 +116,7 @@ def _details(job: Job) -> JobDetails:
         active_end=job.active_end,
         callbacks_end=job.callbacks_end,
         quota_names=job.quota_names,
-        transactional=job.transactional,
+        transactional=bool(job.transactional),
         retry_policy=policy or (factory or "").removeprefix("@"),
         keep_completed=job.keep_completed,
         keep_failed=job.keep_failed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import re
 import textwrap
 import traceback
 from collections.abc import Iterator
@@ -105,6 +106,9 @@ class Frame:
                 yield f"      {name} = {text}"
             if self.locals_left_out:
                 yield f"      ({self.locals_left_out} more)"
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)")
 
 
 @final
@@ -387,7 +391,8 @@ class _Maker:
         limits = self._limits
         if looks_secret(name, limits.secret_names):
             return MASK
-        return safe_repr(value, limits.repr_characters, limits.secret_names)
+        # Where an object lay in memory says nothing to whoever reads this.
+        return _ADDRESS.sub("", safe_repr(value, limits.repr_characters, limits.secret_names))
 
     def _source(self, frame: FrameType, line: int) -> str:
         file = frame.f_code.co_filename

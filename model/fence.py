@@ -35,8 +35,7 @@ class Fence:
         """Whether it has done so."""
         self.calling = False
         """Whether the code of the job runs, whose commits are its own then."""
-        self._claim = root._claim
-        self._agent = root._agent
+        self._agent, self._claim = root._claimed_by()
         self._warned = False
         self._thread = threading.get_ident()
         # Of the connection, if there is one yet.
@@ -54,8 +53,11 @@ class Fence:
         if self._manager is not None and root._p_jar.transaction_manager is not self._manager:
             raise ConnectionStateError(f"the connection of {root._p_oid!r} was closed")
         root._p_activate()
-        lost = root._agent is not self._agent and not self.letting_go
-        if lost or root._claim != self._claim:
+        if self.letting_go:
+            kept = root._claim == abs(self._claim)
+        else:
+            kept = root._is_held(self._agent, self._claim)
+        if not kept:
             raise ReassignedError(
                 f"{root!r} was taken from this worker: what it has not committed is dropped"
             )

@@ -15,7 +15,26 @@ from persistent import Persistent
 
 from perdure.model.moments import Duration
 
-__all__ = ["Guarded"]
+__all__ = ["Choice", "Guarded"]
+
+
+class Choice:
+    """An attribute that is True, False, or None, which is the default."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> bool | None:
+        found: bool | None = getattr(instance, "_" + self._name, None)
+        return found
+
+    def __set__(self, instance: Any, value: bool | None) -> None:
+        if value is not None and not isinstance(value, bool):
+            raise TypeError(f"{self._name} must be True, False or None, not {value!r}")
+        setattr(instance, "_" + self._name, value)
+
+
+_GUARDS = (property, Duration, Choice)
 
 
 class Guarded(Persistent):
@@ -29,7 +48,7 @@ class Guarded(Persistent):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         if cls.__module__.partition(".")[0] == "perdure":
-            own = {k: v for k, v in vars(cls).items() if isinstance(v, (property, Duration))}
+            own = {k: v for k, v in vars(cls).items() if isinstance(v, _GUARDS)}
             cls._guards = MappingProxyType({**cls._guards, **own})
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -8,7 +8,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from persistent import Persistent
 
@@ -26,7 +26,7 @@ from perdure.model.errors import (
 )
 from perdure.model.following import followers, whole_of
 from perdure.model.given import checked_index, checked_name, checked_stored
-from perdure.model.guarded import Guarded
+from perdure.model.guarded import Choice, Guarded
 from perdure.model.happenings import announce_parked
 from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
 from perdure.model.internal import InternalJob, is_suspect
@@ -84,6 +84,7 @@ class Queue(Guarded):
 
     keep_completed = Duration()
     keep_failed = Duration()
+    transactional = Choice()
     paused = False
     agent_size: int | None = None
     past: DayCounts | None = None
@@ -233,6 +234,25 @@ class Queue(Guarded):
         look into first. What a filter raises comes out. While the queue is paused, internal jobs
         alone are claimed, which see to those that have begun, were cancelled, or expired.
         """
+        job = next(self._claims(filter, prefer), None)
+        if job is None:
+            return default
+        job._claimed_from_queue()
+        handed: list[Job] | None = getattr(self, "_v_handed", None)
+        if handed is not None:
+            handed.append(job)
+        return job
+
+    def _claims(
+        self,
+        filter: Filter | None,
+        prefer: Sequence[int] | None,
+        admits: Callable[[Job], bool] | None = None,
+    ) -> Iterator[Job]:
+        """Take one job after the other, as `claim` does, until one is not admitted.
+
+        The link to the job that was put before is for the caller to clear.
+        """
         # A claim that is under way must not be committed after a pause.
         self._p_jar.readCurrent(self)
         now = microseconds(self._environment.clock.now())
@@ -240,13 +260,13 @@ class Queue(Guarded):
         for stripes in self._in_turn(prefer):
             self._sort_in(stripes)
             self._expire(stripes, now)
-            job = self._claim_from(stripes, now, filter, filter_name)
-            if job is not None:
-                handed: list[Job] | None = getattr(self, "_v_handed", None)
-                if handed is not None:
-                    handed.append(job)
-                return job
-        return default
+            while True:
+                job = self._claim_from(stripes, now, filter, filter_name, admits)
+                if job is False:
+                    return
+                if job is None:
+                    break
+                yield job
 
     def _in_turn(self, prefer: Sequence[int] | None) -> list[list[int]]:
         """Return the stripes to look into first, then the others.
@@ -263,8 +283,14 @@ class Queue(Guarded):
         return [turn for turn in (first, [i for i in everything if i not in prefer]) if turn]
 
     def _claim_from(
-        self, stripes: Sequence[int], now: int, filter: Filter | None, filter_name: str | None
-    ) -> Job | None:
+        self,
+        stripes: Sequence[int],
+        now: int,
+        filter: Filter | None,
+        filter_name: str | None,
+        admits: Callable[[Job], bool] | None,
+    ) -> Job | None | Literal[False]:
+        """Take the first; None where there is none, False where it is not admitted."""
         while True:
             found = self._first(stripes, now, filter_name)
             if found is None:
@@ -286,11 +312,12 @@ class Queue(Guarded):
                     refused = tuple(sorted({*key.refused, filter_name}))
                     self._move(place, job, key._replace(refused=refused))
                     continue
+            if admits is not None and not admits(job):
+                return False
             if not self._take_quotas(job):
                 self._move(place, job, key._replace(quotas=self._needed_quotas(job)))
                 continue
             place.stripe.remove(place, job)
-            job._claimed_from_queue()
             return job
 
     def _first(
@@ -360,7 +387,7 @@ class Queue(Guarded):
         for record in self.dispatchers.records():
             for agent in record.agents():
                 for job in (*agent, *agent.left):
-                    if is_loadable(job) and job._agent is agent:
+                    if is_loadable(job) and job.agent is agent:
                         yield job
         # Those that deal with the lost ones may not be sorted in yet.
         self._sort_in()

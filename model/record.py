@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["JobRecord"]
 
 _MICROSECOND = timedelta(microseconds=1)
-_STORED_STATUSES = frozenset(status.value for status in Status)
+_STATUSES = {status.value: status for status in Status}
 
 SUSPECT_AFTER = 2
 """How many processes end under a job before it is suspect."""
@@ -80,6 +80,8 @@ class JobRecord(Guarded):
     _futures = 0
     """How many attempts have committed something and returned a future."""
     _transactional: bool | None = None
+    _alone = False
+    """Whether it is not to be run in a group any more."""
     _owns_result = True
     """Whether its result is its own, and not passed on from another job; not stored."""
     keep_completed = Duration()
@@ -101,7 +103,7 @@ class JobRecord(Guarded):
         is told of, and is left to a process that can.
         """
         name = (state or {}).get("_status_name", Status.NEW.value)
-        if name not in _STORED_STATUSES:
+        if name not in _STATUSES:
             raise BadStatusError(
                 f"its status is {name!r}, which this version of Perdure does not know: run it "
                 "with the version that has stored it"
@@ -116,12 +118,68 @@ class JobRecord(Guarded):
 
         A transaction sees the moment at which it began; begin another to see what is new.
         """
-        status = Status(self._status_name)
-        if status is Status.NEW and self._agent is not None:
+        status = _STATUSES[self._status_name]
+        if status is not Status.NEW:
+            return status
+        if self._agent is not None:
             return Status.ASSIGNED
-        if status is Status.NEW and self._queue is not None:
-            return Status.PENDING
+        if self._queue is not None:
+            return Status.PENDING if self._group_agent() is None else Status.ASSIGNED
         return status
+
+    # Claims. One for a group is not written into the job's record: that it was claimed stands
+    # with the agent alone, under the negative of the number that the claim has once it is
+    # written, which is with the first thing that becomes of the job.
+
+    def _group_agent(self) -> Agent | None:
+        """Return the agent that has claimed it for a group, as long as no more is written."""
+        if self._p_jar is None or self._p_oid is None:
+            return None
+        queue = self._queue
+        assert queue is not None
+        number = -(self._claim + 1)
+        for record in queue.dispatchers.records():
+            for agent in record.agents():
+                if agent._number_of(self._p_oid) == number:
+                    return agent
+        return None
+
+    def _claimed_by(self) -> tuple[Agent | None, int]:
+        """Return the agent that has it, and the number of the claim."""
+        if self._agent is None and self.status is Status.ASSIGNED:
+            return self._group_agent(), -(self._claim + 1)
+        return self._agent, self._claim
+
+    def _is_held(self, agent: Agent | None, number: int) -> bool:
+        """Tell whether it is still `agent` that has it, by the claim of that number."""
+        if self._claim == abs(number):
+            return self._agent is agent
+        return self._claim == -number - 1 and self._is_unwritten(agent)
+
+    def _has_late_callbacks(self) -> bool:
+        assert self._queue is not None
+        record = self._queue.side.get(cast("Job", self)) if self._queue.side else None
+        return record is not None and bool(record.callbacks)
+
+    def _is_unbegun(self, number: int) -> bool:
+        """Tell whether it was claimed for a group by that number, and not begun since."""
+        return number < 0 and self._claim == -number - 1 and self._is_unwritten(None)
+
+    def _was_given(self, number: int) -> bool:
+        """Tell whether it is by the claim of that number that an agent has it."""
+        return self._agent is not None and self._claim == abs(number)
+
+    def _is_unwritten(self, agent: Agent | None) -> bool:
+        """Tell whether nothing was written since it was put, so that a claim may be unwritten."""
+        if self._agent is not None or self._status_name != Status.NEW.value:
+            return False
+        return self._queue is not None and (agent is None or agent.queue is self._queue)
+
+    def _write_claim(self) -> None:
+        """Write the claim for a group, as one for itself is written at once."""
+        agent, number = self._claimed_by()
+        if number < 0:
+            self._agent, self._claim = agent, -number
 
     def _require(self, what: str, *allowed: Status) -> None:
         status = self.status
@@ -133,6 +191,8 @@ class JobRecord(Guarded):
         """Follow an arrow of the table; raises `BadStatusError` where it does not start."""
         move = ARROWS[arrow]
         self._require(f"'{move.name}' ({move.why})", *move.sources)
+        if self._agent is None and Status.ASSIGNED in move.sources and self._queue is not None:
+            self._write_claim()
         stored = move.target
         if stored in (Status.PENDING, Status.ASSIGNED):
             stored = Status.NEW
@@ -162,7 +222,7 @@ class JobRecord(Guarded):
         job: JobRecord = self
         while job._agent is None and job._parent is not None:
             job = job._root or job._parent
-        return job._agent
+        return job._claimed_by()[0] if job._agent is None else job._agent
 
     @property
     def parent(self) -> Job | None:
@@ -348,20 +408,21 @@ class JobRecord(Guarded):
         return self._policy
 
     @property
-    def transactional(self) -> bool:
-        """Whether all effects of the job are in its transaction.
+    def transactional(self) -> bool | None:
+        """Whether all effects of the job are in its transaction; None: as others say.
 
-        That makes running it again harmless. It is stored with the job; this version
-        makes no use of it. Settable in NEW.
+        That makes running it again harmless, so that it may be run in a group with others:
+        see `perdure.model.transactional`. Where the job does not say, its callable does, by
+        that decorator, else the agent that claims it, else its queue. Settable in NEW.
         """
-        return bool(self._transactional)
+        return self._transactional
 
     @transactional.setter
-    def transactional(self, value: bool) -> None:
-        if not isinstance(value, bool):
-            raise TypeError(f"transactional must be True or False, not {value!r}")
+    def transactional(self, value: bool | None) -> None:
+        if value is not None and not isinstance(value, bool):
+            raise TypeError(f"transactional must be True, False or None, not {value!r}")
         self._require("setting transactional", Status.NEW)
-        self._transactional = value or None
+        self._transactional = value
 
     @property
     def failed(self) -> bool:
@@ -433,6 +494,30 @@ class JobRecord(Guarded):
         """Clear the link to the job put before, so that it keeps nothing alive."""
         if self._previous is not None:
             self._previous = None
+
+    def _run_in_group(self, agent: Agent, number: int, now: int) -> None:
+        """Be ACTIVE while the call is made in a group, in memory only.
+
+        What is to be stored is stored with the result; the claim says that it may have begun.
+        """
+        self.__dict__.update(
+            _agent=agent, _claim=-number, _status_name=Status.ACTIVE.value, _active_start=now
+        )
+
+    def _end_in_group(self, agent: Agent, number: int, began: int, now: int, result: Any) -> None:
+        """Claim, begin, end and, where it has no callbacks, complete the job: in one commit."""
+        done = not self._callbacks and not self._has_late_callbacks()
+        if self._previous is not None:
+            self._previous = None
+        self._agent = agent
+        self._claim = -number
+        self._status_name = (Status.COMPLETED if done else Status.CALLBACKS).value
+        if result is not None:
+            self._result = result
+        self._active_start = began
+        self._active_end = now
+        if done:
+            self._callbacks_end = now
 
     def _assign(self, agent: Agent) -> None:
         self._move("claim")

@@ -24,14 +24,14 @@ class Serving(Attempting):
         status = job.status
 
         def end() -> None:
-            agent = job._agent
-            if internal.kind == "recover" and agent is not None and job._claim == internal.claim:
+            agent, number = job._claimed_by()
+            if internal.kind == "recover" and agent is not None and number == internal.claim:
                 agent.interrupt(job)
             _end_internal(internal)
 
         if internal.kind == "follow" and not internal.heard:
             self._hear(internal)
-        elif job._agent is not None or internal.kind == "recover" or _is_stale(internal):
+        elif job._claimed_by()[0] is not None or internal.kind == "recover" or _is_stale(internal):
             # Nobody's to deal with here: an agent has it, or had it, since it was dealt with;
             # or another internal job does, made when who had it started again.
             self._store(internal, "ending", end)

@@ -193,7 +193,9 @@ bad(
     "Job.retry_policy_factory", set_to("job", "retry_policy_factory", lambda job: None),
     NotStorableError, "<lambda>", "to the top of its module",
 )  # fmt: skip
-bad("Job.transactional", set_to("new", "transactional", 1), TypeError, "True or False, not 1")
+bad(
+    "Job.transactional", set_to("new", "transactional", 1), TypeError, "True, False or None, not 1"
+)
 bad("Job.keep_completed", set_to("job", "keep_completed", 5), TypeError, "a timedelta, not 5")
 bad("Job.keep_failed", set_to("job", "keep_failed", -SECOND), UnknownSettingError, "negative")
 bad("Job.add_callback", lambda s: s.job.add_callback(5), NotStorableError, *NO_FUNCTION)
@@ -350,6 +352,7 @@ bad("Queue.resize", lambda s: s.queue.resize(1, agent="x"), UnknownSettingError,
 bad("Queue.waiting", lambda s: list(s.queue.waiting("x")), TypeError, "a whole number, not 'x'")
 bad("Queue.keep_completed", set_to("queue", "keep_completed", 5), TypeError, "a timedelta, not 5")
 bad("Queue.keep_failed", set_to("queue", "keep_failed", -SECOND), UnknownSettingError, "negative")
+bad("Queue.transactional", set_to("queue", "transactional", 1), TypeError, "or None, not 1")
 bad("Queues.add", lambda s: s.queues.add(5), TypeError, "the name of a queue is a text, not 5")
 bad("Queues.add", lambda s: s.queues.add(""), UnknownSettingError, "there is a queue '' already")
 bad("Queues.remove", lambda s: s.queues.remove("mail"), QueueNotFoundError, "there are ['']")
@@ -398,6 +401,7 @@ bad("Agent.keep_failed", set_to("agent", "keep_failed", -SECOND), UnknownSetting
 bad("Agent.forget", lambda s: s.agent.forget(NAIVE), UnknownSettingError, *NO_ZONE)
 bad("Agent.keeps", lambda s: s.agent.keeps(5), JobNotFoundError, *NO_JOB)
 bad("Agent.__contains__", lambda s: 5 in s.agent, JobNotFoundError, *NO_JOB)
+bad("Agent.transactional", set_to("agent", "transactional", "no"), TypeError, "not 'no'")
 bad("Agent.interrupt", lambda s: s.agent.interrupt(5), JobNotFoundError, *NO_JOB)
 bad("Agent.settle_done", lambda s: s.agent.settle_done(5), JobNotFoundError, *NO_JOB)
 bad("Agent.job_completed", lambda s: s.agent.job_completed(5), JobNotFoundError, *NO_JOB)
@@ -665,7 +669,8 @@ NO_ROW = {
     ),
     **dict.fromkeys(
         (
-            "Agent.interrupt_all", "Agent.kept", "Agent.settle", "Clock.wait", "CommitErrored",
+            "Agent.interrupt_all", "Agent.claim_jobs", "Agent.kept", "Agent.settle",
+            "Agent.settle_completed", "Clock.wait", "CommitErrored",
             "DispatcherRecord.deactivate", "DispatcherRecord.ended",
             "DispatcherRecord.proved_dead", "Environment.subscribe",
             "Environment.tell_of_commit_elsewhere", "Environment.unsubscribe",

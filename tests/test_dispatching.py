@@ -35,6 +35,7 @@ from perdure.model import (
     install,
     subscribe,
 )
+from perdure.model.agent import Taken
 from perdure.model.clock import SystemClock
 from perdure.model.errors import UnknownMessageError
 from perdure.model.incarnation import Identity, acquire_identity
@@ -482,7 +483,7 @@ def test_a_burial_in_the_midst_of_a_claim_loses_nothing(
 ) -> None:
     system = systems.start(queues={"": 1})
     settled(system)
-    claim_job = Agent.claim_job
+    claim_jobs = Agent.claim_jobs
     buried: list[bool] = []
 
     def bury() -> None:
@@ -491,15 +492,15 @@ def test_a_burial_in_the_midst_of_a_claim_loses_nothing(
             with system.transaction() as connection:
                 get_queue(connection).dispatchers[system.uuid].deactivate()
 
-    def claim(agent: Agent) -> Job | None:
+    def claim(agent: Agent, *args: Any) -> list[Taken]:
         if threading.current_thread().name == "dispatcher" and moment == "before":
             bury()
-        job = claim_job(agent)
-        if job is not None and moment == "after":
+        taken = claim_jobs(agent, *args)
+        if taken and moment == "after":
             bury()
-        return job
+        return taken
 
-    monkeypatch.setattr(Agent, "claim_job", claim)
+    monkeypatch.setattr(Agent, "claim_jobs", claim)
     ref = system.put(jobs.note, "once")
     settled(system)
     poll(system)
@@ -699,13 +700,13 @@ def test_a_deadline_that_passes_while_no_place_is_free_is_seen_to_once_there_is_
         late = get_queue(connection).put(jobs.note, begin_by=SECOND).ref
     settled(system)
     claims: list[Any] = []
-    claim_job = Agent.claim_job
+    claim_jobs = Agent.claim_jobs
 
-    def claim(agent: Agent) -> Job | None:
+    def claim(agent: Agent, *args: Any) -> list[Taken]:
         claims.append(agent)
-        return claim_job(agent)
+        return claim_jobs(agent, *args)
 
-    monkeypatch.setattr(Agent, "claim_job", claim)
+    monkeypatch.setattr(Agent, "claim_jobs", claim)
     for _ in range(10):
         manual_clock.wait_until_waiting(2)
         manual_clock.advance(SECOND)
@@ -724,17 +725,17 @@ def test_what_comes_due_while_the_dispatcher_works_waits_for_no_poll(
 ) -> None:
     system = systems.start(clock=manual_clock, queues={"": 1})
     settled(system)
-    claim_job = Agent.claim_job
+    claim_jobs = Agent.claim_jobs
     passed: list[bool] = []
 
-    def claim(agent: Agent) -> Job | None:
-        job = claim_job(agent)
+    def claim(agent: Agent, *args: Any) -> list[Taken]:
+        taken = claim_jobs(agent, *args)
         if not passed:
             passed.append(True)
             manual_clock.advance(SECOND)
-        return job
+        return taken
 
-    monkeypatch.setattr(Agent, "claim_job", claim)
+    monkeypatch.setattr(Agent, "claim_jobs", claim)
     with system.transaction() as connection:
         due = manual_clock.now() + SECOND
         ref = get_queue(connection).put(Job(operator.add, 1, 1), begin_after=due).ref

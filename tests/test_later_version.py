@@ -63,7 +63,7 @@ class Everything:
 def rewrite(desk: Desk, oid: bytes, **attributes: Any) -> None:
     """Let a record have other attributes, as if a later version had stored them."""
     with pytest.MonkeyPatch.context() as later, desk.elsewhere() as connection:
-        later.setattr(record, "_STORED_STATUSES", Everything())
+        later.setattr(record, "_STATUSES", Everything())
         later.setattr(internal, "_KINDS", Everything())
         found = connection.get(oid)
         found._p_activate()

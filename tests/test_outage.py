@@ -309,7 +309,7 @@ def conflicting(
 TRANSACTIONS = [
     (DispatcherRecord, "activate"),
     (DispatcherRecord, "ping"),
-    (Agent, "claim_job"),
+    (Agent, "claim_jobs"),
     (Agent, "settle_all"),
     (DispatcherRecord, "deactivate"),
 ]

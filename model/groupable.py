@@ -1,0 +1,75 @@
+"""The word that a job's effects are all in its transaction, so that it may be run in a group.
+
+A group is run by one worker, one job after the other, in one transaction: the more there is to
+do, the fewer commits a job costs. That asks for calls that may be made again without harm,
+since what goes wrong for one of them, or at the commit, undoes them all.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from perdure.model.errors import NotStorableError, PerdureError
+
+if TYPE_CHECKING:
+    from perdure.model.agent import Agent
+    from perdure.model.job import Job
+
+__all__ = ["group_of", "transactional"]
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_MARK = "__perdure_transactional__"
+
+
+def transactional(function: T) -> T:
+    """Say of a function that all its effects are in its transaction; a decorator.
+
+    Its jobs may then be run in a group with others, in one transaction, and called again
+    where something comes between. So it has no effect outside of the transaction that would harm
+    if it happened twice; it does not commit or abort by itself; and it takes a few milliseconds,
+    or is run alone from its second call on. What a job says by its own `transactional` goes
+    before. Raises `NotStorableError` for what cannot be marked.
+    """
+    try:
+        setattr(function, _MARK, True)
+    except (AttributeError, TypeError) as error:
+        raise NotStorableError(
+            f"{function!r} cannot be marked as transactional: it has to be a function; say "
+            "put(…, transactional=True) instead"
+        ) from error
+    return function
+
+
+def group_of(job: Job, agent: Agent | None = None) -> str:
+    """Return the name of what `job` calls where it may be run in a group, else "".
+
+    Only a job of the class `Job` itself may, that its word, or its function's, or else the
+    agent's or the queue's calls transactional; that needs no quota, has no deadline, and has not
+    begun before. The job is loaded.
+    """
+    from perdure.model.job import Job
+
+    if type(job) is not Job or job._alone or job._transactional is False:
+        return ""
+    if job._quota_names or job._begin_by is not None or job._policy is not None:
+        return ""
+    if job._first or job._keeps_places or job._deaths or job._parent is not None:
+        return ""
+    if job._waits_for or job._futures:
+        return ""
+    try:
+        function = job.callable
+    # It is parked, or told of, where it is claimed or called.
+    except PerdureError:
+        return ""
+    if inspect.iscoroutinefunction(function):
+        return ""
+    if job._transactional or getattr(function, _MARK, False):
+        return job.callable_name
+    word = None if agent is None else agent.transactional
+    if word is None and job._queue is not None:
+        word = job._queue.transactional
+    return job.callable_name if word else ""
