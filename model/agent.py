@@ -77,6 +77,33 @@ class Taken(NamedTuple):
     group: str
 
 
+class _Room:
+    """The places that an agent has left, counted in parts of one."""
+
+    def __init__(self, agent: Agent, is_quick: Callable[[str], bool], small: Set[bytes]) -> None:
+        used = sum(1 if oid in small else GROUPED_PER_PLACE for oid in agent._held)
+        self.left = agent.size * GROUPED_PER_PLACE - used
+        self.group = ""
+        """The name of what the job calls that was admitted last, where it is one for a group."""
+        self._agent = agent
+        self._is_quick = is_quick
+
+    def admits(self, job: Job) -> bool:
+        self.group = group_of(job, self._agent)
+        weight = self.weight(self.group)
+        if weight > self.left:
+            return False
+        self.left -= weight
+        return True
+
+    def for_group(self, name: str) -> int:
+        return self.left // self.weight(name)
+
+    def weight(self, name: str) -> int:
+        """Return how much of a place a job takes that calls what has that name, or is alone."""
+        return 1 if name and self._is_quick(name) else GROUPED_PER_PLACE
+
+
 class Agent(Tally, Guarded):
     """Holds up to `size` jobs of one queue for one dispatcher.
 
@@ -242,7 +269,7 @@ class Agent(Tally, Guarded):
             self.queue._v_has_suspect = False
         if job is None:
             return None
-        self._hold(job, "")
+        self._hold(job)
         return job
 
     def claim_jobs(self, is_quick: Callable[[str], bool], small: Set[bytes]) -> list[Taken]:
@@ -259,40 +286,36 @@ class Agent(Tally, Guarded):
             while (job := self.claim_job()) is not None:
                 taken.append(Taken(job, job._claim, ""))
             return taken
-        total = self._size * GROUPED_PER_PLACE
-        used = sum(1 if oid in small else GROUPED_PER_PLACE for oid in self._held)
-        if used >= total:
+        room = _Room(self, is_quick, small)
+        if room.left <= 0:
             return taken
-        group, weight = "", 0
-
-        def admits(job: Job) -> bool:
-            nonlocal group, weight
-            group = group_of(job, self)
-            weight = 1 if group and is_quick(group) else GROUPED_PER_PLACE
-            return used + weight <= total
-
         queue = self.queue
         queue._v_has_suspect = any(agent.has_suspect for agent in self.record.agents())
         try:
-            for job in queue._claims(self.filter, self.record.stripes(), admits):
-                used += weight
-                taken.append(self._hold(job, group))
-                if used >= total:
+            for job, name in queue._claims(self.filter, self.record.stripes(), room):
+                if name:
+                    room.left -= room.weight(name)
+                    taken.append(self._hold_for_group(job, -1, name))
+                elif room.group:
+                    number = -(job._claim + 1)
+                    taken.append(self._hold_for_group(job, number, room.group))
+                else:
+                    taken.append(self._hold(job))
+                if room.left <= 0:
                     break
         finally:
             queue._v_has_suspect = False
         return taken
 
-    def _hold(self, job: Job, group: str) -> Taken:
-        if group:
-            number = -(job._claim + 1)
-        else:
-            job._claimed_from_queue()
-            job._assign(self)
-            number = job._claim
-            if is_suspect(job):
-                self._suspect = job._p_oid
-                self.queue._v_has_suspect = True
+    def _hold(self, job: Job) -> Taken:
+        job._claimed_from_queue()
+        job._assign(self)
+        if is_suspect(job):
+            self._suspect = job._p_oid
+            self.queue._v_has_suspect = True
+        return self._hold_for_group(job, job._claim, "")
+
+    def _hold_for_group(self, job: Job, number: int, group: str) -> Taken:
         self._held[job._p_oid] = job, number
         self._p_changed = True
         return Taken(job, number, group)

@@ -8,7 +8,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from persistent import Persistent
 
@@ -26,13 +26,14 @@ from perdure.model.errors import (
 )
 from perdure.model.following import followers, whole_of
 from perdure.model.given import checked_index, checked_name, checked_stored
+from perdure.model.groupable import group_of
 from perdure.model.guarded import Choice, Guarded
 from perdure.model.happenings import announce_parked
 from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
 from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.job import Job, as_job
 from perdure.model.moments import Duration, checked_moment, microseconds, moment
-from perdure.model.names import name_of
+from perdure.model.names import name_of, resolve
 from perdure.model.quota import Quotas
 from perdure.model.resolving import (
     check_resolvable,
@@ -60,6 +61,8 @@ Filter = Callable[[Job], bool]
 EXPIRED_AT_ONCE = 1000
 """How many jobs of a stripe, at most, one claim lets expire; the next one goes on."""
 
+_LAST_STAMP = 1 << 62
+
 STRIPES = 4
 """How many stripes a new queue has: that many dispatchers can claim without meeting."""
 
@@ -70,6 +73,16 @@ class WaitingJob(NamedTuple):
     position: Position
     job: Job
     unresolved: str = ""
+
+
+class Room(Protocol):
+    """What whoever claims has room for."""
+
+    def admits(self, job: Job) -> bool:
+        """Tell whether this one may be claimed; it is, then."""
+
+    def for_group(self, name: str) -> int:
+        """Return how many may be claimed, for groups, that call what has that name."""
 
 
 class Queue(Guarded):
@@ -234,7 +247,7 @@ class Queue(Guarded):
         look into first. What a filter raises comes out. While the queue is paused, internal jobs
         alone are claimed, which see to those that have begun, were cancelled, or expired.
         """
-        job = next(self._claims(filter, prefer), None)
+        job, _ = next(self._claims(filter, prefer), (None, ""))
         if job is None:
             return default
         job._claimed_from_queue()
@@ -247,11 +260,13 @@ class Queue(Guarded):
         self,
         filter: Filter | None,
         prefer: Sequence[int] | None,
-        admits: Callable[[Job], bool] | None = None,
-    ) -> Iterator[Job]:
-        """Take one job after the other, as `claim` does, until one is not admitted.
+        room: Room | None = None,
+    ) -> Iterator[tuple[Job, str]]:
+        """Take one job after the other, as `claim` does, while there is `room`.
 
-        The link to the job that was put before is for the caller to clear.
+        Each comes with the name of what it calls where that is all that is known of it, since it
+        was not loaded, else with "". The link to the job that was put before is for the caller to
+        clear.
         """
         # A claim that is under way must not be committed after a pause.
         self._p_jar.readCurrent(self)
@@ -261,12 +276,39 @@ class Queue(Guarded):
             self._sort_in(stripes)
             self._expire(stripes, now)
             while True:
-                job = self._claim_from(stripes, now, filter, filter_name, admits)
-                if job is False:
-                    return
-                if job is None:
+                found = self._first(stripes, now, filter_name)
+                if found is None:
                     break
-                yield job
+                place, job, until = found
+                name = place.line.group
+                if room is not None and filter is None and self._is_known(place.line):
+                    most = room.for_group(name)
+                    jobs = place.stripe.first_of(place.line, until, most)
+                    if not jobs:
+                        return
+                    place.stripe.take(place.line, [position for position, _ in jobs])
+                    for _, job in jobs:
+                        yield job, name
+                    continue
+                taken = self._take(place, job, now, filter, filter_name, room)
+                if taken is False:
+                    return
+                if taken:
+                    yield job, ""
+
+    def _is_known(self, key: LineKey) -> bool:
+        """Tell whether the jobs of a line can be claimed without a look at each of them."""
+        if not key.group or key.unresolved:
+            return False
+        name = current_name(self, key.group)
+        if name in self._environment.unresolved:
+            return False
+        try:
+            resolve(name)
+        except CallableNotFoundError:
+            # They are parked, which is done one by one.
+            return False
+        return True
 
     def _in_turn(self, prefer: Sequence[int] | None) -> list[list[int]]:
         """Return the stripes to look into first, then the others.
@@ -282,62 +324,73 @@ class Queue(Guarded):
         first = [index for index in everything if index in prefer]
         return [turn for turn in (first, [i for i in everything if i not in prefer]) if turn]
 
-    def _claim_from(
+    def _take(
         self,
-        stripes: Sequence[int],
+        place: Place,
+        job: Job,
         now: int,
         filter: Filter | None,
         filter_name: str | None,
-        admits: Callable[[Job], bool] | None,
-    ) -> Job | None | Literal[False]:
-        """Take the first; None where there is none, False where it is not admitted."""
-        while True:
-            found = self._first(stripes, now, filter_name)
-            if found is None:
+        room: Room | None,
+    ) -> bool | None:
+        """Take a job out of its line, or see to what keeps it from that.
+
+        Return True where it was taken, False where there is no room, None where another is to be
+        looked for.
+        """
+        key = place.line
+        if name := self._unresolved(job):
+            if name != key.unresolved:
+                self._move(place, job, key._replace(unresolved=name))
+                self._tell_parked(job, name)
+            return None
+        if self._is_late(job, now):
+            self._expire_one(place, job)
+            return None
+        if filter is not None and filter_name not in key.refused:
+            assert filter_name is not None
+            served = job.serves if isinstance(job, InternalJob) else job
+            if not filter(served):
+                refused = tuple(sorted({*key.refused, filter_name}))
+                self._move(place, job, key._replace(refused=refused))
                 return None
-            place, job = found
-            key = place.line
-            if name := self._unresolved(job):
-                if name != key.unresolved:
-                    self._move(place, job, key._replace(unresolved=name))
-                    self._tell_parked(job, name)
-                continue
-            if self._is_late(job, now):
-                self._expire_one(place, job)
-                continue
-            if filter is not None and filter_name not in key.refused:
-                assert filter_name is not None
-                served = job.serves if isinstance(job, InternalJob) else job
-                if not filter(served):
-                    refused = tuple(sorted({*key.refused, filter_name}))
-                    self._move(place, job, key._replace(refused=refused))
-                    continue
-            if admits is not None and not admits(job):
-                return False
-            if not self._take_quotas(job):
-                self._move(place, job, key._replace(quotas=self._needed_quotas(job)))
-                continue
-            place.stripe.remove(place, job)
-            return job
+        if room is not None and not room.admits(job):
+            return False
+        if not self._take_quotas(job):
+            self._move(place, job, key._replace(quotas=self._needed_quotas(job)))
+            return None
+        place.stripe.remove(place, job)
+        return True
 
     def _first(
         self, stripes: Sequence[int], now: int, filter_name: str | None
-    ) -> tuple[Place, Job] | None:
+    ) -> tuple[Place, Job, Position] | None:
+        """Return the first job that may be claimed, and up to which position its line goes on."""
         rooms: dict[tuple[str, ...], bool] = {}
-        first: tuple[Position, Place, Job] | None = None
+        first: tuple[Position, Stripe, LineKey, Any] | None = None
+        until = now, _LAST_STAMP
         for index in stripes:
             stripe = self.stripes[index]
             for key, line in stripe.lines():
                 if not self._may_have(key, filter_name):
                     continue
-                if key.quotas not in rooms:
-                    rooms[key.quotas] = self._has_room(key.quotas)
-                if not rooms[key.quotas]:
-                    continue
+                if key.quotas:
+                    if key.quotas not in rooms:
+                        rooms[key.quotas] = self._has_room(key.quotas)
+                    if not rooms[key.quotas]:
+                        continue
                 position = line.minKey()
-                if position[0] <= now and (first is None or position < first[0]):
-                    first = position, Place(stripe, key, position), line[position]
-        return None if first is None else first[1:]
+                if first is None or position < first[0]:
+                    if first is not None:
+                        until = min(until, first[0])
+                    if position[0] <= now:
+                        first = position, stripe, key, line
+                else:
+                    until = min(until, position)
+        if first is None:
+            return None
+        position, stripe, key, line = first
+        return Place(stripe, key, position), line[position], until
 
     def _may_have(self, key: LineKey, filter_name: str | None) -> bool:
         if self.paused and not key.internal:
@@ -489,7 +542,8 @@ class Queue(Guarded):
         suspect = is_suspect(job)
         if isinstance(job, InternalJob):
             return LineKey(internal=True, suspect=suspect)
-        return LineKey(self._needed_quotas(job), suspect=suspect)
+        group = group_of(job) if is_loadable(job) and not job._claim else ""
+        return LineKey(self._needed_quotas(job), suspect=suspect, group=group)
 
     def telling_oids(self) -> frozenset[bytes]:
         """Return the oids of the records that say that there may be something to claim.

@@ -9,6 +9,7 @@ it cannot take cost it nothing, however many they are.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +42,12 @@ class LineKey(NamedTuple):
     unresolved: str = ""
     suspect: bool = False
     """Whether processes keep ending while such a job runs; see `JobRecord.suspect`."""
+    group: str = ""
+    """What the jobs call, where they may be run in a group and were never claimed before.
+
+    All that a claim has to know of them is said by that, so that it loads none. They have
+    neither quotas nor deadlines.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +131,20 @@ class Stripe(Persistent):
         deadline = deadline_of(job)
         if deadline is not None:
             self._deadlines.pop((deadline, job._p_oid), None)
+
+    def first_of(self, key: LineKey, until: Position, most: int) -> list[tuple[Position, Job]]:
+        """Return the first jobs of a line, `most` of them, up to that position."""
+        return list(itertools.islice(self._lines[key].items(None, until), most))
+
+    def take(self, key: LineKey, positions: list[Position]) -> None:
+        """Take jobs out of a line of groups; does not load them."""
+        line = self._lines[key]
+        for position in positions:
+            del line[position]
+        self._p_changed = True
+        self._counts[key] -= len(positions)
+        if not line:
+            del self._lines[key], self._counts[key]
 
     def upcoming(self, now: int) -> Iterator[int]:
         """Return when, after `now`, a job comes due or expires: the first of each line.
