@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid as uuids
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,19 @@ from perdure.model.incarnation import Incarnation
 from perdure.model.lane import Lane
 
 if TYPE_CHECKING:
+    from perdure.actors.messages import JobReport
     from perdure.actors.suspensions import Suspensions
 
-__all__ = ["Activity", "Context", "Directory", "Settings", "Watch", "agent_role", "worker_name"]
+__all__ = [
+    "Activity",
+    "Board",
+    "Context",
+    "Directory",
+    "Settings",
+    "Watch",
+    "agent_role",
+    "worker_name",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,27 @@ class Directory:
             ref = self._refs.get(role)
         if ref is not None:
             ref.tell(message)
+
+
+class Board:
+    """Which job of its group each worker is at: too short a time each to send messages of it.
+
+    Safe to use from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Callable[[], JobReport]] = {}
+
+    def set(self, worker: str, report: Callable[[], JobReport] | None) -> None:
+        """Say at which job a worker is, by what makes a report of it; None: at none."""
+        if report is not None:
+            self._jobs[worker] = report
+        else:
+            self._jobs.pop(worker, None)
+
+    def jobs(self) -> tuple[JobReport, ...]:
+        """Return reports of the jobs."""
+        return tuple(report() for report in list(self._jobs.values()))
 
 
 class Watch:
@@ -156,6 +187,7 @@ class Context:
     directory: Directory
     suspensions: Suspensions
     experience: Experience = field(default_factory=Experience)
+    board: Board = field(default_factory=Board)
     watch: Watch = field(default_factory=Watch)
 
     def report(self, message: object, /) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from datetime import timedelta
 
 from perdure.actors.messages import JobEnded, JobReport, JobStarted, PollDone, Statistics
@@ -62,6 +63,16 @@ class History:
             text=message.text,
         )
         self._done.move_to_end(message.ref)
+        self._trim()
+
+    def ran(self, jobs: Iterable[JobReport]) -> None:
+        """Remember jobs that have ended, in this order."""
+        for job in jobs:
+            self._done.pop(job.ref, None)
+            self._done[job.ref] = job
+        self._trim()
+
+    def _trim(self) -> None:
         while len(self._done) > JOBS_KEPT:
             self._done.popitem(last=False)
 

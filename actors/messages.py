@@ -51,6 +51,7 @@ __all__ = [
     "JobResumable",
     "JobStarted",
     "JobsRan",
+    "JobsReported",
     "Outcome",
     "PauseQueue",
     "PollDone",
@@ -499,6 +500,13 @@ class JobReport:
     failed: bool
     reassigned: bool
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobsReported:
+    """A worker has run a group: what became of its jobs. To the supervisor, as `JobEnded`."""
+
+    jobs: tuple[JobReport, ...]
 
 
 PollReport = PollDone

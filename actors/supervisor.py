@@ -24,6 +24,7 @@ from perdure.actors.messages import (
     JobAsked,
     JobEnded,
     JobReport,
+    JobsReported,
     JobStarted,
     PollDone,
     PollsAsked,
@@ -153,6 +154,10 @@ class SupervisorActor(Actor):
     def _ended(self, message: JobEnded) -> None:
         self._history.ended(message)
 
+    @handles(JobsReported)
+    def _reported(self, message: JobsReported) -> None:
+        self._history.ran(message.jobs)
+
     @handles(PollDone)
     def _polled(self, message: PollDone) -> None:
         self._last_poll_monotonic = self._clock.monotonic()
@@ -177,7 +182,7 @@ class SupervisorActor(Actor):
             uuid=self._context.uuid,
             uptime=timedelta(seconds=now - self._begun_monotonic),
             since_last_poll=None if since is None else timedelta(seconds=since),
-            active_jobs=len(self._history.active()),
+            active_jobs=len(self._history.active()) + len(self._context.board.jobs()),
             degraded=tuple(self._degraded),
             crashes=self._crash_count,
             queues=self._history.last_queues,
@@ -188,7 +193,7 @@ class SupervisorActor(Actor):
 
     @handles(ActiveJobsAsked)
     def _active_jobs(self, message: ActiveJobsAsked) -> tuple[JobReport, ...]:
-        return self._history.active()
+        return (*self._history.active(), *self._context.board.jobs())
 
     @handles(JobAsked)
     def _job(self, message: JobAsked) -> JobReport | None:

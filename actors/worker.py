@@ -16,6 +16,8 @@ from perdure.actors.messages import (
     GroupRan,
     JobEnded,
     JobRan,
+    JobReport,
+    JobsReported,
     JobStarted,
     Outcome,
     RunGroup,
@@ -31,6 +33,7 @@ from perdure.model.grouping import Group, GroupRunner
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
+from perdure.model.moments import moment
 from perdure.model.ref import JobRef, find_job
 from perdure.model.retrying import is_away, tell_of_wait
 from perdure.model.running import Runner
@@ -61,6 +64,7 @@ class WorkerActor(Actor):
         self._connection: Any = None
         self._queue_oid = b""
         self._frees_places = False
+        self._reports: list[JobReport] = []
 
     def on_start(self) -> None:
         """Make ready; the connection is opened when the first job comes."""
@@ -144,6 +148,10 @@ class WorkerActor(Actor):
             return
         finally:
             self._context.activity.end()
+            self._context.board.set(self.name, None)
+        if self._reports:
+            self._context.report(JobsReported(tuple(self._reports)))
+            self._reports.clear()
         kinds = (group.alone, group.rest, group.reassigned, group.stopped)
         parts = [tuple(claims[claim] for claim in kind) for kind in kinds]
         self._tell_agent(GroupRan(self.name, tuple(group.completed), *parts))
@@ -161,14 +169,43 @@ class WorkerActor(Actor):
             return Group(alone=[claim for claim, _ in claims])
         return self._groups.run(self._connection, agent, claims)
 
-    def _begins(self, job: Job) -> None:
-        self._tell_started(job)
+    def _begins(self, ref: JobRef, name: str, began: int) -> None:
+        thread = self.name
 
-    def _ends(self, job: Job) -> None:
+        def report() -> JobReport:
+            return JobReport(
+                ref, name, name, self._queue, self._agent, thread, (), moment(began),
+                None, False, False, False, "",
+            )  # fmt: skip
+
+        self._context.board.set(self.name, report)
+
+    def _ends(self, job: Job, began: int, ended: int) -> None:
+        ref, result = job.ref, job._result
+        completed = job._callbacks_end is not None
+        call = repr(job)
         if trace.isEnabledFor(logging.INFO):
-            trace.info(SUCCEEDED, job, safe_repr(job.result), extra=fields(job))
-        ref = job.ref
-        self._tell_ended(job, ref)
+            known = fields(job)
+            trace.info("%r is started", job, extra=known)
+            trace.info(SUCCEEDED, job, safe_repr(result), extra=known)
+            trace.info("%r is %s", job, job.status.name, extra=known)
+        self._reports.append(
+            JobReport(
+                ref,
+                call,
+                job.callable_name,
+                self._queue,
+                self._agent,
+                self.name,
+                (),
+                moment(began),
+                moment(ended),
+                completed,
+                False,
+                False,
+                _cut(_text(result)),
+            )  # fmt: skip
+        )
         self._context.results.announce(ref)
 
     def _tell_agent(self, message: object) -> None:

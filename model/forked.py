@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from perdure.model.job import Job
 
-__all__ = ["ending_forked_children"]
+__all__ = ["end_forked_child", "ending_forked_children"]
+
+
+def end_forked_child(job: Job) -> None:
+    """End this process: a copy of the one that runs `job`, made by its code and left by it."""
+    text = f"perdure: a child that {job.callable_name} has forked came out of it, and ends"
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="replace"))
+    os._exit(1)
 
 
 @contextmanager
@@ -24,7 +32,4 @@ def ending_forked_children(job: Job) -> Iterator[None]:
         yield
     finally:
         if os.getpid() != process:
-            text = f"perdure: a child that {job.callable_name} has forked came out of it, and ends"
-            with suppress(OSError):
-                os.write(2, f"{text}\n".encode(errors="replace"))
-            os._exit(1)
+            end_forked_child(job)

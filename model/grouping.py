@@ -12,6 +12,7 @@ whose commit fails.
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -22,19 +23,19 @@ from typing import Any
 from transaction.interfaces import NoTransaction, TransactionFailedError
 from ZODB.POSException import ConflictError
 
-from perdure.model import local
+from perdure.model import local, logs
 from perdure.model.agent import Agent, Claim, Completion
 from perdure.model.clock import Clock, StopSignal
 from perdure.model.errors import BadStatusError, StopRequested
 from perdure.model.failure import Failure
 from perdure.model.fence import Refusal
-from perdure.model.forked import ending_forked_children
+from perdure.model.forked import end_forked_child
 from perdure.model.job import Job
 from perdure.model.lane import Lane
-from perdure.model.logs import fields, placed, trace
+from perdure.model.logs import fields, trace
 from perdure.model.moments import microseconds
 from perdure.model.names import NOT_OF_THE_CODE
-from perdure.model.ref import locate
+from perdure.model.ref import JobRef, locate
 from perdure.model.retrying import is_away
 from perdure.model.status import Status
 from perdure.model.storable import check_value, is_plain
@@ -147,7 +148,8 @@ class GroupRunner:
     """Runs groups, one after the other, in the thread that calls it.
 
     `manager` is the transaction manager of the connection. `on_begin` is told of each job before
-    its call, `on_end` once its result is committed.
+    its call, with what it calls; `on_end` once its result is committed, with the moments between
+    which it was called (the last one being that of the commit). Moments are in microseconds.
     """
 
     def __init__(
@@ -158,8 +160,8 @@ class GroupRunner:
         lane: Lane,
         experience: Experience,
         *,
-        on_begin: Callable[[Job], None],
-        on_end: Callable[[Job], None],
+        on_begin: Callable[[JobRef, str, int], None],
+        on_end: Callable[[Job, int, int], None],
     ) -> None:
         self._manager = manager
         self._clock = clock
@@ -304,9 +306,9 @@ class GroupRunner:
         self._touched.append(job)
         began = microseconds(self._clock.now())
         job._run_in_group(agent, claim.number, began)
-        self._on_begin(job)
+        self._on_begin(claim.ref, name, began)
         start = self._clock.monotonic()
-        with placed(job=str(claim.ref)), ending_forked_children(job), self._fence.in_call(job):
+        with self._fence.in_call(job, claim.ref):
             result = function(*fresh(job._args), **fresh(job._kwargs or {}))
         self._experience.took(name, self._clock.monotonic() - start)
         if self._fence.broken:
@@ -342,7 +344,7 @@ class GroupRunner:
             return
         for each in stored:
             del left[each.claim]
-            self._ended(each, group)
+            self._ended(each, now, group)
 
     def _sort_out(
         self, agent: Agent, stored: list[_Called], left: dict[Claim, str], group: Group
@@ -359,13 +361,13 @@ class GroupRunner:
             except Exception:
                 done = False
             if done:
-                self._ended(each, group)
+                self._ended(each, microseconds(self._clock.now()), group)
             else:
                 group.alone.append(each.claim)
 
-    def _ended(self, each: _Called, group: Group) -> None:
+    def _ended(self, each: _Called, now: int, group: Group) -> None:
         job = each.job
-        self._on_end(job)
+        self._on_end(job, each.began, now)
         ended = job._callbacks_end
         if ended is None:
             # Its callbacks are run as those of a job that was alone.
@@ -389,20 +391,29 @@ class _Fence:
         """Whether a job has ended the transaction by itself."""
         self._calling = False
         self._thread = threading.get_ident()
-        self._token: Any = None
+        self._process = os.getpid()
+        self._job: Any = None
+        self._tokens: tuple[Any, Any] | None = None
 
-    def in_call(self, job: Job) -> _Fence:
-        """While the code of `job` runs: it is the current job."""
-        self._token = local.enter(local.Running(job, job))
+    def in_call(self, job: Job, ref: JobRef) -> _Fence:
+        """While the code of `job` runs: it is the current job, and the logs say so."""
+        self._job = job
+        self._tokens = local.enter(local.Running(job, job)), logs.enter(job=str(ref))
         return self
 
     def __enter__(self) -> None:
         self._thread = threading.get_ident()
+        self._process = os.getpid()
         self._calling = True
 
     def __exit__(self, *exc_info: object) -> None:
+        if os.getpid() != self._process:
+            end_forked_child(self._job)
         self._calling = False
-        local.leave(self._token)
+        assert self._tokens is not None
+        running, place = self._tokens
+        local.leave(running)
+        logs.leave(place)
 
     def newTransaction(self, transaction: Any) -> None:  # noqa: N802
         """Do nothing."""

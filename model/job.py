@@ -91,6 +91,8 @@ class Job(JobRecord):
 
     def call_text(self) -> str:
         """Return the call as a text, with its arguments, each cut at 80 characters."""
+        if not self._args and not self._kwargs:
+            return f"{self.callable_name}()"
         token = _in_repr.set(True)
         try:
             parts = [_short(arg, self) for arg in self._args]

@@ -53,14 +53,24 @@ def place(**known: str) -> None:
     _place.set({**_place.get(), **known})
 
 
+def enter(**known: str) -> contextvars.Token[Mapping[str, str]]:
+    """Do as `place`, until `leave`."""
+    return _place.set({**_place.get(), **known})
+
+
+def leave(token: contextvars.Token[Mapping[str, str]]) -> None:
+    """Let records have the fields that they had before."""
+    _place.reset(token)
+
+
 @contextlib.contextmanager
 def placed(**known: str) -> Iterator[None]:
     """Do as `place`, for as long as the with statement lasts."""
-    token = _place.set({**_place.get(), **known})
+    token = enter(**known)
     try:
         yield
     finally:
-        _place.reset(token)
+        leave(token)
 
 
 SUCCEEDED = "%r succeeded with %s"
