@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transaction.interfaces import NoTransaction, TransactionFailedError
-from ZODB.POSException import ConflictError
+from ZODB.POSException import ConflictError, POSKeyError
 
 from perdure.model import local, logs
 from perdure.model.agent import Agent, Claim, Completion
@@ -32,11 +32,11 @@ from perdure.model.fence import Refusal
 from perdure.model.forked import end_forked_child
 from perdure.model.job import Job
 from perdure.model.lane import Lane
-from perdure.model.logs import fields, trace
+from perdure.model.logs import events, fields, trace
 from perdure.model.moments import microseconds
 from perdure.model.names import NOT_OF_THE_CODE
 from perdure.model.ref import JobRef, locate
-from perdure.model.retrying import is_away
+from perdure.model.resolving import is_whole
 from perdure.model.status import Status
 from perdure.model.storable import check_value, is_plain
 from perdure.model.suspension import fresh, is_future
@@ -205,9 +205,14 @@ class GroupRunner:
         return group
 
     def _abort(self) -> None:
-        # Only explicit managers say so; nothing is open, and that is what is wanted.
-        with suppress(NoTransaction):
+        try:
             self._manager.abort()
+        except NoTransaction:
+            # Only explicit managers say so; nothing is open, and that is what is wanted.
+            pass
+        # The transaction is over even so.
+        except Exception:
+            events.error("an abort failed", exc_info=True, extra=fields())
         # What they are in memory alone is over.
         for job in self._touched:
             job._p_invalidate()
@@ -238,11 +243,11 @@ class GroupRunner:
             job = self._find(connection, claim)
             if job is None or not job._is_unbegun(claim.number):
                 del left[claim]
-                ours = job is not None and job._is_held(agent, claim.number)
+                # Where one that was called has taken it away, that is not so before the commit.
+                ours = job is not None and (called or job._is_held(agent, claim.number))
                 (group.alone if ours else group.reassigned).append(claim)
                 continue
-            changed = self._has_changes()
-            savepoint = self._manager.savepoint(optimistic=True) if careful and changed else None
+            savepoint = self._manager.savepoint(optimistic=True) if careful and called else None
             hooks = self._hooks() if savepoint else ()
             try:
                 called.append(self._call(agent, claim, name, job))
@@ -255,26 +260,19 @@ class GroupRunner:
                 group.alone.append(claim)
                 self._experience.failed(name)
                 job._p_invalidate()
-                self._take_back(changed, savepoint, hooks)
+                self._take_back(bool(called), savepoint, hooks)
         if called:
             self._commit(agent, called, left, group)
 
     def _find(self, connection: Any, claim: Claim) -> Job | None:
-        """Return the job, loaded; None where there is none that could be."""
+        """Return the job, loaded; None where there is none that could be, with all it holds."""
         job = locate(connection, claim.ref)
         try:
-            if job is not None:
-                job._p_activate()
-        # Loading runs the application's code, which may raise anything.
-        except Exception as error:
-            if is_away(error):
-                raise
+            whole = job is not None and is_whole(job)
+        # An object that is missing.
+        except POSKeyError:
             return None
-        return job if type(job) is Job else None
-
-    def _has_changes(self) -> bool:
-        """Tell whether there is anything in the transaction that an abort would undo."""
-        return bool(self._manager.get()._resources) or bool(self._hooks())
+        return job if whole and type(job) is Job else None
 
     def _hooks(self) -> tuple[Any, ...]:
         current = self._manager.get()
@@ -285,11 +283,15 @@ class GroupRunner:
             *current.getAfterAbortHooks(),
         )
 
-    def _take_back(self, changed: bool, savepoint: Any, hooks: tuple[Any, ...]) -> None:
-        """Undo what one job has done, and nothing that others have; raise `_Again` else."""
+    def _take_back(self, called: bool, savepoint: Any, hooks: tuple[Any, ...]) -> None:
+        """Undo what one job has done, and nothing that others have; raise `_Again` else.
+
+        Of those that were called the view has to stay as well, even if they have changed nothing:
+        a later one would hide that what they have read, such as their arguments, is out of date.
+        """
         if self._fence.broken:
             raise _Again
-        if not changed:
+        if not called:
             self._begin()
             return
         # The hooks that it has set cannot be taken back.
@@ -343,8 +345,8 @@ class GroupRunner:
             self._sort_out(agent, stored, left, group)
             return
         for each in stored:
-            del left[each.claim]
             self._ended(each, now, group)
+            del left[each.claim]
 
     def _sort_out(
         self, agent: Agent, stored: list[_Called], left: dict[Claim, str], group: Group
