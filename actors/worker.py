@@ -35,6 +35,7 @@ from perdure.model.job import Job
 from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
 from perdure.model.moments import moment
 from perdure.model.ref import JobRef, find_job
+from perdure.model.resolving import is_whole
 from perdure.model.retrying import is_away, tell_of_wait
 from perdure.model.running import Runner
 from perdure.model.saferepr import safe_repr, survive
@@ -229,7 +230,11 @@ class WorkerActor(Actor):
 
     def _begin_or_go_on(self, claim: Claimed, resumed: Ended | None) -> Outcome:
         job = self._find(claim.ref)
-        if job is None or not (job._is_unbegun(claim.number) or job._was_given(claim.number)):
+        unbegun = job is not None and job._is_unbegun(claim.number)
+        if unbegun and not is_whole(job):
+            # One for a group was not looked at when it was claimed: it is left to others.
+            return Outcome.REASSIGNED
+        if job is None or not (unbegun or job._was_given(claim.number)):
             if resumed is not None:
                 self._tell_reassigned(claim.ref)
             elif job is not None and job.status in _LOST:

@@ -352,7 +352,8 @@ class Agent(Tally, Guarded):
         # The number of an object is its own within one database only.
         if job is None or held != number or JobRef.of(job) != ref:
             return
-        if is_loadable(job):
+        # One for a group was not looked at when it was claimed.
+        if is_loadable(job) and (held > 0 or is_whole(job)):
             self._try_to_settle(job, held)
         else:
             self._leave(job, held)

@@ -25,7 +25,9 @@ class Serving(Attempting):
 
         def end() -> None:
             agent, number = job._claimed_by()
-            if internal.kind == "recover" and agent is not None and number == internal.claim:
+            # The number of a claim for a group is another one once it is written.
+            noted = abs(number) == abs(internal.claim or 0)
+            if internal.kind == "recover" and agent is not None and noted:
                 agent.interrupt(job)
             _end_internal(internal)
 
