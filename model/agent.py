@@ -18,7 +18,7 @@ from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
 from perdure.model.given import checked_name, checked_stored
-from perdure.model.groupable import group_of
+from perdure.model.groupable import agent_word, group_of
 from perdure.model.guarded import Choice, Guarded
 from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.logs import events, fields
@@ -85,6 +85,7 @@ class _Room:
         self.left = agent.size * GROUPED_PER_PLACE - used
         self.group = ""
         """The name of what the job calls that was admitted last, where it is one for a group."""
+        self.word = agent_word(agent)
         self._agent = agent
         self._is_quick = is_quick
 

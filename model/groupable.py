@@ -7,6 +7,7 @@ since what goes wrong for one of them, or at the commit, undoes them all.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from perdure.model.agent import Agent
     from perdure.model.job import Job
 
-__all__ = ["group_of", "transactional"]
+__all__ = ["agent_word", "group_of", "has_own_word", "transactional"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -33,8 +34,13 @@ def transactional(function: T) -> T:
     or is run alone from its second call on. What a job says by its own `transactional` goes
     before. Raises `NotStorableError` for what cannot be marked.
     """
+    # Of a method of a class, it is the function in it whose mark is seen.
+    methods = classmethod, staticmethod
+    marked = function.__func__ if isinstance(function, methods) else function
     try:
-        setattr(function, _MARK, True)
+        if isinstance(marked, functools.partial):
+            raise TypeError("a partial is taken apart when its job is made")
+        setattr(marked, _MARK, True)
     except (AttributeError, TypeError) as error:
         raise NotStorableError(
             f"{function!r} cannot be marked as transactional: it has to be a function; say "
@@ -67,9 +73,26 @@ def group_of(job: Job, agent: Agent | None = None) -> str:
         return ""
     if inspect.iscoroutinefunction(function):
         return ""
-    if job._transactional or getattr(function, _MARK, False):
+    if job._transactional or _is_marked(function):
         return job.callable_name
     word = None if agent is None else agent.transactional
     if word is None and job._queue is not None:
         word = job._queue.transactional
     return job.callable_name if word else ""
+
+
+def has_own_word(job: Job) -> bool:
+    """Tell whether it is the job, or its function, that says that it may be in a group.
+
+    Nobody can change that as long as it waits.
+    """
+    return bool(job._transactional) or _is_marked(job.callable)
+
+
+def agent_word(agent: Agent) -> bool | None:
+    """Return what an agent, or else its queue, says of jobs that do not say it themselves."""
+    return agent.queue.transactional if agent.transactional is None else agent.transactional
+
+
+def _is_marked(function: Any) -> bool:
+    return bool(getattr(function, _MARK, False))

@@ -26,7 +26,7 @@ from perdure.model.errors import (
 )
 from perdure.model.following import followers, whole_of
 from perdure.model.given import checked_index, checked_name, checked_stored
-from perdure.model.groupable import group_of
+from perdure.model.groupable import group_of, has_own_word
 from perdure.model.guarded import Choice, Guarded
 from perdure.model.happenings import announce_parked
 from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
@@ -77,6 +77,10 @@ class WaitingJob(NamedTuple):
 
 class Room(Protocol):
     """What whoever claims has room for."""
+
+    @property
+    def word(self) -> bool | None:
+        """What the one who claims, or else the queue, says of jobs that do not say it."""
 
     def admits(self, job: Job) -> bool:
         """Tell whether this one may be claimed; it is, then."""
@@ -281,7 +285,7 @@ class Queue(Guarded):
                     break
                 place, job, until = found
                 name = place.line.group
-                if room is not None and filter is None and self._is_known(place.line):
+                if room is not None and filter is None and self._is_known(place.line, room):
                     most = room.for_group(name)
                     jobs = place.stripe.first_of(place.line, until, most)
                     if not jobs:
@@ -296,9 +300,11 @@ class Queue(Guarded):
                 if taken:
                     yield job, ""
 
-    def _is_known(self, key: LineKey) -> bool:
+    def _is_known(self, key: LineKey, room: Room) -> bool:
         """Tell whether the jobs of a line can be claimed without a look at each of them."""
         if not key.group or key.unresolved:
+            return False
+        if key.by_queue and not room.word:
             return False
         name = current_name(self, key.group)
         if name in self._environment.unresolved:
@@ -542,8 +548,23 @@ class Queue(Guarded):
         suspect = is_suspect(job)
         if isinstance(job, InternalJob):
             return LineKey(internal=True, suspect=suspect)
-        group = group_of(job) if is_loadable(job) and not job._claim else ""
-        return LineKey(self._needed_quotas(job), suspect=suspect, group=group)
+        group = self._group_of(job)
+        by_queue = bool(group) and not has_own_word(job)
+        quotas = self._needed_quotas(job)
+        return LineKey(quotas, suspect=suspect, group=group, by_queue=by_queue)
+
+    def _group_of(self, job: Job) -> str:
+        """Return the group of a job that waits and was never claimed, or ""."""
+        if not is_loadable(job) or job._claim:
+            return ""
+        unresolved = self._environment.unresolved
+        try:
+            # Each name is tried once, however many jobs have it.
+            check_resolvable(job, unresolved)
+        except CallableNotFoundError as error:
+            unresolved[error.name] = error.reason
+            return ""
+        return group_of(job)
 
     def telling_oids(self) -> frozenset[bytes]:
         """Return the oids of the records that say that there may be something to claim.

@@ -48,6 +48,8 @@ class LineKey(NamedTuple):
     All that a claim has to know of them is said by that, so that it loads none. They have
     neither quotas nor deadlines.
     """
+    by_queue: bool = False
+    """Whether that was said by the queue alone, which may have changed its mind."""
 
 
 @dataclass(frozen=True, slots=True)
