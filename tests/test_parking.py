@@ -17,10 +17,14 @@ from perdure.model import (
     names,
     resolving,
 )
+from perdure.model.agent import Claim
+from perdure.model.clock import StopSignal
 from perdure.model.errors import JobTimeoutError
+from perdure.model.grouping import Experience, GroupRunner
 from perdure.model.internal import InternalJob
+from perdure.model.lane import Lane
 from support.application import SOURCE
-from support.callables import counting_filter, echo
+from support.callables import counting_filter, echo, nothing
 from support.world import HOUR, MINUTE, SECOND
 
 
@@ -65,7 +69,7 @@ def argument_deep_inside(module):
 
 
 def persistent_argument(module):
-    return Job(echo, thing=module.Thing())
+    return Job(nothing, thing=module.Thing())
 
 
 def class_as_argument(module):
@@ -529,6 +533,114 @@ def test_a_burial_where_an_argument_is_not_to_be_had_loses_nothing(module, resta
     [value] = [*recovering.serves.args, *recovering.serves.kwargs.values()]
     kind_now = value if isinstance(value, type) else type(value)
     assert kind_now is getattr(module, name_of(kind))
+
+
+# For groups, where they are claimed without a look at them.
+
+
+def claim_jobs(view, agent):
+    agent.record.ping()
+    taken = agent.claim_jobs(lambda name: True, frozenset())
+    view.commit()
+    return taken
+
+
+def run_group(view, agent, taken):
+    clock = view.world.clock
+    runner = GroupRunner(
+        view.manager,
+        clock,
+        StopSignal(clock),
+        Lane(clock),
+        Experience(),
+        on_begin=lambda *ignored: None,
+        on_end=lambda *ignored: None,
+    )
+    claims = [(Claim(each.job.ref, each.number), each.group) for each in taken]
+    group = runner.run(view.connection, agent, claims)
+    view.sync()
+    return group
+
+
+@pytest.mark.spec("J32", "D17", "Q4")
+@pytest.mark.parametrize("sorted_in", [False, True])
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_a_job_for_a_group_is_not_run_without_its_code_and_is_once_that_is_back(
+    module, restart, kind, sorted_in
+):
+    view = restart()
+    view.put(kind(module), transactional=True)
+    if sorted_in:
+        view.queue._sort_in()
+        view.commit()
+    module.vanish()
+
+    view = restart()
+    agent = view.agent()
+    taken = claim_jobs(view, agent)
+    assert view.world.check() == []
+    group = run_group(view, agent, taken)
+    assert (group.completed, group.alone) == ([], [])
+    for claim in group.reassigned:
+        agent.settle(*claim)
+    view.commit()
+    assert agent.claims() == [] and view.world.check() == []
+    assert claim_jobs(view, agent) == []
+    [(_, count)] = view.queue.parked().values()
+    assert count == 1
+
+    module.come_back()
+    view = restart()
+    agent = view.agent()
+    while taken := claim_jobs(view, agent):
+        for each in taken:
+            if each.group:
+                group = run_group(view, agent, [each])
+                assert len(group.completed) == 1
+                agent.settle_completed(*group.completed)
+                view.commit()
+            else:
+                view.run(each.job)
+    done = [job for job in agent.completed if not job.failed]
+    assert len(done) == 1 and view.world.check() == []
+    assert len(view.queue) == 0 and agent.left == []
+
+
+@pytest.mark.spec("D4", "Q4")
+@pytest.mark.parametrize("begun", [False, True])
+def test_who_buries_and_cannot_load_a_job_of_a_group_leaves_it_to_one_who_can(
+    module, restart, begun
+):
+    """Begun alone, its record has another number than the one by which it was claimed."""
+    view = restart()
+    job = view.put(argument(module), transactional=True)
+    dead = view.agent(1)
+    [taken] = claim_jobs(view, dead)
+    assert (taken.job, taken.number) == (job, -1)
+    if begun:
+        view.begin(job)
+    module.vanish()
+
+    view = restart()
+    view.queue.dispatchers.records()[0].deactivate()
+    view.commit()
+    assert view.claim(view.agent(2)) is None and view.world.check() == []
+
+    module.come_back()
+    view = restart()
+    other = view.agent(2)
+    other.record.ping()
+    view.commit()
+    recovering = view.claim(other)
+    assert recovering.kind == "recover"
+    job = recovering.serves
+    view.run(recovering)
+    if begun:
+        view.run(view.claim(other))
+    assert view.claim(other) is job and job._alone is not begun
+    view.run(job)
+    assert job in other.completed and view.world.check() == []
+    assert len(view.queue.dispatchers.records()[0].agents()[0].left) == 0
 
 
 @pytest.mark.spec("Q5")
