@@ -40,11 +40,21 @@ IDLE_KEPT = 8
 IDLE_FOR = timedelta(seconds=30)
 """Of the workers that were not needed for so long, so many are kept."""
 LONGEST_DELAY_SECONDS = 60
+LONGEST_HOLD = timedelta(milliseconds=10)
+"""So long at most is the end of one job kept back, to be settled with those of others.
+
+A dispatcher's commit for each of them would slow them all down: they commit to the same storage.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class _Report:
     """Tell the dispatcher what was run: told to itself, behind what came in first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ReportHeld:
+    """What was held back for the sake of others is to be reported without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +104,14 @@ class AgentActor(Actor):
         # What the dispatcher may send again, because it has not heard yet.
         self._dealt_with: OrderedDict[Claimed, None] = OrderedDict()
         self._report_is_due = False
+        self._hold_timer: Any = None
         self._lost: OrderedDict[JobRef, int] = OrderedDict()
         self._held_back: list[Claimed] = []
 
     def on_start(self) -> None:
         """Go on with what there is to do, and tell what this actor knows."""
         self._report_is_due = False
+        self._hold_timer = None
         self._trims = False
         for claim in self._context.suspensions.of(self.name):
             self._time_pause(claim)
@@ -351,6 +363,27 @@ class AgentActor(Actor):
     @handles(_Report)
     def _report_ran(self, message: _Report) -> None:
         self._report_is_due = False
+        if self._has_others_to_wait_for():
+            if self._hold_timer is None:
+                self._hold_timer = self.tell_later(_ReportHeld(), LONGEST_HOLD)
+        else:
+            self._report_now()
+
+    def _has_others_to_wait_for(self) -> bool:
+        """Tell whether more jobs are about to end that can be settled with those that have."""
+        if len(self._ran) + len(self._completed) >= self._size:
+            return False
+        ends_soon = self._context.runs.ends_soon
+        return any(claim.name and ends_soon(claim.name) for claim, *_ in self._busy.values())
+
+    @handles(_ReportHeld)
+    def _report_held(self, message: _ReportHeld) -> None:
+        self._report_now()
+
+    def _report_now(self) -> None:
+        if self._hold_timer is not None:
+            self.cancel_later(self._hold_timer)
+            self._hold_timer = None
         ran, self._ran = tuple(self._ran), []
         completed, self._completed = tuple(self._completed), []
         if ran or completed:

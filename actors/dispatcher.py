@@ -167,8 +167,8 @@ class _QueueState:
     """Whether it said so before, and somebody else changed that."""
     siblings: tuple[Incarnation, ...] = ()
     """Those of this host that worked for it when we last saw."""
-    worked: int = 0
-    """Up to when what comes due or expires was seen, in microseconds."""
+    due: int | None = None
+    """When, in microseconds, what comes next since the last work comes due or expires."""
     polled: tuple[AgentPoll, ...] = ()
 
 
@@ -354,6 +354,7 @@ class DispatcherActor(DatabaseActor):
         begun = microseconds(self._clock.now())
         failed: dict[str, Failure] = {}
         left_out: dict[str, Failure] = {}
+        due: list[int | None] = [None]
         while True:
             done = {
                 agent: _Done(tuple(s.ran), tuple(s.lost), tuple(s.completed))
@@ -367,7 +368,10 @@ class DispatcherActor(DatabaseActor):
                 raised: list[_AgentFault] = raised,
             ) -> dict[str, _Worked]:
                 raised.clear()
-                return self._work_agents(name, done, failed, raised, settle_all)
+                worked = self._work_agents(name, done, failed, raised, settle_all)
+                # What comes next since this was begun, even if it is over by now.
+                due[0] = self._next_due(name, begun)
+                return worked
 
             def is_the_agents(error: Exception, raised: list[_AgentFault] = raised) -> bool:
                 return bool(raised)
@@ -390,7 +394,7 @@ class DispatcherActor(DatabaseActor):
         if any(each.check(TransientError) for each in (*failed.values(), *left_out.values())):
             self._dirty.add(name)
             self._work_again_later()
-        state.worked = begun
+        state.due = due[0]
         self._context.watch.set(state.oid, state.watched)
         for agent_name, (oid, claims, is_all, report) in worked.items():
             agent_state = state.agents[agent_name]
@@ -550,7 +554,8 @@ class DispatcherActor(DatabaseActor):
             else:
                 state.small.discard(job._p_oid)
             light = not group and is_light(job)
-            claims.append(Claimed(JobRef.of(job), number, light, group))
+            name = "" if group else job.callable_name
+            claims.append(Claimed(JobRef.of(job), number, light, group, name))
         return claims
 
     def _work_again_later(self) -> None:
@@ -567,17 +572,14 @@ class DispatcherActor(DatabaseActor):
         if self._due_timer is not None:
             self.cancel_later(self._due_timer)
             self._due_timer = None
-        # What is to be worked for anyway has no need of it.
-        names = [name for name in self._queues if name not in self._dirty]
         if not self._claiming:
             return
-        dues = self._commit(
-            lambda: {name: self._next_due(name) for name in names if self._queues[name].ours}
-        )
-        if dues is None:
-            self._work_again_later()
-            return
-        moments = {name: due for name, due in dues.items() if due is not None}
+        # What is to be worked for anyway has no need of it.
+        moments = {
+            name: state.due
+            for name, state in self._queues.items()
+            if state.ours and state.due is not None and name not in self._dirty
+        }
         if moments:
             soonest = min(moments.values())
             delay = max(SHORTEST_WAIT, moment(soonest) - self._clock.now())
@@ -586,11 +588,9 @@ class DispatcherActor(DatabaseActor):
                     _Due(tuple(name for name, due in moments.items() if due == soonest)), delay
                 )
 
-    def _next_due(self, name: str) -> int | None:
-        """Return what comes next since that queue was worked for, even if it is over."""
+    def _next_due(self, name: str, since: int) -> int | None:
         queue: Queue = find_queues(self._connection)[name]
-        seen = self._queues[name].worked
-        return min((due for each in queue.stripes for due in each.upcoming(seen)), default=None)
+        return min((due for each in queue.stripes for due in each.upcoming(since)), default=None)
 
     # Polling.
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from operator import attrgetter
 
 from perdure.actors.messages import JobEnded, JobReport, JobStarted, PollDone, Statistics
 from perdure.model.errors import JobNotFoundError
 from perdure.model.moments import checked_moment
 from perdure.model.ref import JobRef
 
-__all__ = ["History"]
+__all__ = ["History", "report_of"]
 
 POLLS_KEPT = 400
 JOBS_KEPT = 200
 
 
 class History:
-    """The last 400 polls and 200 jobs, and what runs now."""
+    """The last 400 polls and 200 jobs, and what runs now.
 
-    def __init__(self) -> None:
+    `at_workers` returns what workers are at, of which nothing is told before it has ended.
+    """
+
+    def __init__(self, at_workers: Callable[[], tuple[JobReport, ...]] = tuple) -> None:
+        self._at_workers = at_workers
         self._polls: deque[PollDone] = deque(maxlen=POLLS_KEPT)
         self._active: dict[JobRef, JobReport] = {}
         self._done: OrderedDict[JobRef, JobReport] = OrderedDict()
@@ -33,35 +37,14 @@ class History:
 
     def started(self, message: JobStarted) -> None:
         """Remember that a job runs."""
-        self._active[message.ref] = JobReport(
-            ref=message.ref,
-            call=message.call,
-            name=message.name,
-            queue=message.queue,
-            agent=message.agent,
-            thread=message.thread,
-            quota_names=message.quota_names,
-            started=message.started,
-            ended=None,
-            completed=False,
-            failed=False,
-            reassigned=False,
-            text="",
-        )
+        self._active[message.ref] = report_of(message)
 
     def ended(self, message: JobEnded) -> None:
         """Remember how a job came back."""
         report = self._active.pop(message.ref, None)
         if report is None:
             return
-        self._done[message.ref] = dataclasses.replace(
-            report,
-            ended=message.ended,
-            completed=message.completed,
-            failed=message.failed,
-            reassigned=message.reassigned,
-            text=message.text,
-        )
+        self._done[message.ref] = report_of(report, message)
         self._done.move_to_end(message.ref)
         self._trim()
 
@@ -90,13 +73,20 @@ class History:
 
     def active(self) -> tuple[JobReport, ...]:
         """Return what runs now, the longest first."""
-        return tuple(self._active.values())
+        known = self._done
+        found = [
+            job
+            for job in self._at_workers()
+            if job.ref not in known or known[job.ref].started != job.started
+        ]
+        return tuple(sorted([*self._active.values(), *found], key=attrgetter("started")))
 
     def job(self, ref: JobRef) -> JobReport | None:
         """Return what is remembered of a job, or None; raises for what is no `JobRef`."""
         if not isinstance(ref, JobRef):
             raise JobNotFoundError(f"{ref!r} names no job: give a JobRef, as put returns it")
-        return self._active.get(ref) or self._done.get(ref)
+        active = next((job for job in self.active() if job.ref == ref), None)
+        return active or self._done.get(ref)
 
     def polls(
         self, since: datetime.datetime | None, until: datetime.datetime | None
@@ -115,7 +105,7 @@ class History:
         since, until = _moment("since", since), _moment("until", until)
         jobs = [
             job
-            for job in (*self._done.values(), *self._active.values())
+            for job in (*self._done.values(), *self.active())
             if _within(job.started, since, until)
         ]
         successful = [job for job in jobs if job.completed and not job.failed]
@@ -130,6 +120,25 @@ class History:
             shortest_failed=_extreme(failed, longest=False),
             longest_failed=_extreme(failed, longest=True),
         )
+
+
+def report_of(started: JobStarted | JobReport, ended: JobEnded | None = None) -> JobReport:
+    """Return a report of a job that runs, or has ended."""
+    return JobReport(
+        ref=started.ref,
+        call=started.call,
+        name=started.name,
+        queue=started.queue,
+        agent=started.agent,
+        thread=started.thread,
+        quota_names=started.quota_names,
+        started=started.started,
+        ended=None if ended is None else ended.ended,
+        completed=ended is not None and ended.completed,
+        failed=ended is not None and ended.failed,
+        reassigned=ended is not None and ended.reassigned,
+        text="" if ended is None else ended.text,
+    )
 
 
 def _moment(name: str, value: datetime.datetime | None) -> datetime.datetime | None:

@@ -214,13 +214,14 @@ class Claimed:
     """A job, and the number of the claim that gave it to the agent.
 
     `asynchronous` says that it takes a worker for an instant only, to begin and to end; `group`
-    names what it calls, where it may be run in a group with others.
+    names what it calls, where it may be run in a group with others, `name` where it is alone.
     """
 
     ref: JobRef
     number: int
     asynchronous: bool = field(default=False, compare=False)
     group: str = field(default="", compare=False)
+    name: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class SupervisorActor(Actor):
         super().__init__(context, name="supervisor")
         self.log_fields = fields(dispatcher=str(context.uuid))
         self._context = context
-        self._history = History()
+        self._history = History(context.board.jobs)
         self._begun_monotonic = context.clock.monotonic()
         self._last_poll_monotonic: float | None = None
         self._crash_count = 0
@@ -182,7 +182,7 @@ class SupervisorActor(Actor):
             uuid=self._context.uuid,
             uptime=timedelta(seconds=now - self._begun_monotonic),
             since_last_poll=None if since is None else timedelta(seconds=since),
-            active_jobs=len(self._history.active()) + len(self._context.board.jobs()),
+            active_jobs=len(self._history.active()),
             degraded=tuple(self._degraded),
             crashes=self._crash_count,
             queues=self._history.last_queues,
@@ -193,7 +193,7 @@ class SupervisorActor(Actor):
 
     @handles(ActiveJobsAsked)
     def _active_jobs(self, message: ActiveJobsAsked) -> tuple[JobReport, ...]:
-        return (*self._history.active(), *self._context.board.jobs())
+        return self._history.active()
 
     @handles(JobAsked)
     def _job(self, message: JobAsked) -> JobReport | None:

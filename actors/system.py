@@ -200,6 +200,7 @@ class ActorSystem:
             known.clock = clock
         clock = known.clock
         known.unresolved.clear()
+        known.kinds.clear()
         hear_of_commits(database)
         install(database, settings.queues if settings.queues is not None else ("",))
         self._identity = identity or _identity(database, clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import threading
 from datetime import timedelta
@@ -11,6 +12,7 @@ import transaction
 
 from perdure.actors.base import Actor, handles
 from perdure.actors.context import Context, agent_role, worker_name
+from perdure.actors.history import report_of
 from perdure.actors.messages import (
     Claimed,
     GroupRan,
@@ -26,7 +28,7 @@ from perdure.actors.messages import (
     WorkerLost,
 )
 from perdure.actors.outage import open_connection
-from perdure.model.agent import Claim
+from perdure.model.agent import Claim, Completion
 from perdure.model.errors import JobNotFoundError, ReassignedError, StopRequested
 from perdure.model.failure import Failure
 from perdure.model.grouping import Group, GroupRunner
@@ -66,6 +68,8 @@ class WorkerActor(Actor):
         self._queue_oid = b""
         self._frees_places = False
         self._reports: list[JobReport] = []
+        self._started: JobStarted | None = None
+        self._completion: Completion | None = None
 
     def on_start(self) -> None:
         """Make ready; the connection is opened when the first job comes."""
@@ -130,7 +134,8 @@ class WorkerActor(Actor):
             return
         finally:
             self._context.activity.end()
-        self._tell_agent(JobRan(self.name, message.claim, outcome))
+        completion, self._completion = self._completion, None
+        self._tell_agent(JobRan(self.name, message.claim, outcome, completion))
 
     @handles(RunGroup)
     def _run_group(self, message: RunGroup) -> None:
@@ -152,6 +157,8 @@ class WorkerActor(Actor):
             self._context.board.set(self.name, None)
         if self._reports:
             self._context.report(JobsReported(tuple(self._reports)))
+            for job in self._reports:
+                self._context.results.announce(job.ref)
             self._reports.clear()
         kinds = (group.alone, group.rest, group.reassigned, group.stopped)
         parts = [tuple(claims[claim] for claim in kind) for kind in kinds]
@@ -171,19 +178,35 @@ class WorkerActor(Actor):
         return self._groups.run(self._connection, agent, claims)
 
     def _begins(self, ref: JobRef, name: str, began: int) -> None:
-        thread = self.name
+        """Let it be seen at which job of its group this worker is."""
 
         def report() -> JobReport:
-            return JobReport(
-                ref, name, name, self._queue, self._agent, thread, (), moment(began),
-                None, False, False, False, "",
-            )  # fmt: skip
+            started = self._beginning(ref, name, name, moment(began))
+            return report_of(started)
 
         self._context.board.set(self.name, report)
 
+    def _beginning(
+        self,
+        ref: JobRef,
+        call: str,
+        name: str,
+        started: datetime.datetime,
+        quota_names: tuple[str, ...] = (),
+    ) -> JobStarted:
+        return JobStarted(
+            ref=ref,
+            call=call,
+            name=name,
+            queue=self._queue,
+            agent=self._agent,
+            thread=threading.current_thread().name,
+            quota_names=quota_names,
+            started=started,
+        )
+
     def _ends(self, job: Job, began: int, ended: int) -> None:
         ref, result = job.ref, job._result
-        completed = job._callbacks_end is not None
         call = repr(job)
         if trace.isEnabledFor(logging.INFO):
             known = fields(job)
@@ -191,23 +214,18 @@ class WorkerActor(Actor):
             trace.info(SUCCEEDED, job, safe_repr(result), extra=known)
             trace.info("%r is %s", job, job.status.name, extra=known)
         self._reports.append(
-            JobReport(
-                ref,
-                call,
-                job.callable_name,
-                self._queue,
-                self._agent,
-                self.name,
-                (),
-                moment(began),
-                moment(ended),
-                completed,
-                False,
-                False,
-                _cut(_text(result)),
-            )  # fmt: skip
+            report_of(
+                self._beginning(ref, call, job.callable_name, moment(began)),
+                JobEnded(
+                    ref=ref,
+                    ended=moment(ended),
+                    failed=False,
+                    reassigned=False,
+                    text=_cut(_text(result)),
+                    completed=job._callbacks_end is not None,
+                ),
+            )
         )
-        self._context.results.announce(ref)
 
     def _tell_agent(self, message: object) -> None:
         self._context.directory.tell(agent_role(self._queue, self._agent), message)
@@ -254,35 +272,49 @@ class WorkerActor(Actor):
         assert queue is not None
         self._queue_oid = queue._p_oid
         self._frees_places = bool(job.quota_names)
-        if resumed is None:
-            self._tell_started(job)
+        self._started = None if resumed is not None else self._tell_started(job)
         ended = False
         try:
+            begun = self._clock.monotonic()
             suspension = self._runner.run(job, ended=resumed)
+            if claim.name:
+                self._context.runs.took(claim.name, self._clock.monotonic() - begun)
             if suspension is not None:
                 # The transaction is not to stay open in a worker that is free.
                 transaction.abort()
                 role = agent_role(self._queue, self._agent)
+                if self._started is not None:
+                    # It goes on without this worker.
+                    self._context.report(self._started)
                 self._context.suspensions.suspend(claim, role, suspension)
                 ended = True
                 return Outcome.SUSPENDED
             self._tell_ended(job, claim.ref)
             ended = True
+            self._completion = _completion_of(job, claim)
         except ReassignedError:
             self._tell_reassigned(claim.ref)
             ended = True
             return Outcome.REASSIGNED
         finally:
             if not ended:
-                self._context.report(
+                self._report_end(
                     JobEnded(claim.ref, self._clock.now(), True, False, "interrupted", False)
                 )
+            self._context.board.set(self.name, None)
             transaction.abort()
         self._context.results.announce(claim.ref)
         return Outcome.DONE
 
     def _tell_reassigned(self, ref: JobRef) -> None:
-        self._context.report(JobEnded(ref, self._clock.now(), False, True, "reassigned", False))
+        self._report_end(JobEnded(ref, self._clock.now(), False, True, "reassigned", False))
+
+    def _report_end(self, ended: JobEnded) -> None:
+        """Tell how a job came back; with how it began, unless that was told when it was left."""
+        if self._started is None:
+            self._context.report(ended)
+        else:
+            self._context.report(JobsReported((report_of(self._started, ended),)))
 
     def _own_connection(self) -> Any:
         """Return the connection, None where the job's code has closed it, or there is none.
@@ -319,20 +351,13 @@ class WorkerActor(Actor):
                 seconds = min(LONGEST_PAUSE_SECONDS, failures * PAUSE_SECONDS)
                 self._context.stop.wait(timedelta(seconds=seconds))
 
-    def _tell_started(self, job: Job) -> None:
-        trace.info("%r is started", job, extra=fields(job))
-        self._context.report(
-            JobStarted(
-                ref=job.ref,
-                call=repr(job),
-                name=job.callable_name,
-                queue=self._queue,
-                agent=self._agent,
-                thread=threading.current_thread().name,
-                quota_names=job.quota_names,
-                started=self._clock.now(),
-            )
-        )
+    def _tell_started(self, job: Job) -> JobStarted:
+        if trace.isEnabledFor(logging.INFO):
+            trace.info("%r is started", job, extra=fields(job))
+        name, now = job.callable_name, self._clock.now()
+        started = self._beginning(job.ref, repr(job), name, now, job.quota_names)
+        self._context.board.set(self.name, lambda: report_of(started))
+        return started
 
     def _tell_ended(self, job: Job, ref: JobRef) -> None:
         subject = job.serves if isinstance(job, InternalJob) else job
@@ -340,8 +365,9 @@ class WorkerActor(Actor):
         failed = isinstance(result, Failure)
         text = result.traceback() if isinstance(result, Failure) else _text(result)
         completed = subject.status is Status.COMPLETED
-        trace.info("%r is %s", subject, subject.status.name, extra=fields(subject))
-        self._context.report(
+        if trace.isEnabledFor(logging.INFO):
+            trace.info("%r is %s", subject, subject.status.name, extra=fields(subject))
+        self._report_end(
             JobEnded(
                 ref=ref,
                 ended=self._clock.now(),
@@ -353,6 +379,16 @@ class WorkerActor(Actor):
         )
         if subject is not job:
             self._context.results.announce(subject.ref)
+
+
+def _completion_of(job: Job, claim: Claimed) -> Completion | None:
+    """Return what there is to say of a job that is done; None where it has to be looked at."""
+    ended = job._callbacks_end
+    if ended is None or isinstance(job, InternalJob) or job._quota_names:
+        return None
+    failed = job.failed
+    keep = job.keep_failed if failed else job.keep_completed
+    return Completion(claim.ref, claim.number, ended, failed, keep)
 
 
 def _text(result: object) -> str:

@@ -59,6 +59,8 @@ class Environment:
         self.proofs: Proofs = FileProofs()
         self.leases = Leases(self.secrets)
         self.unresolved: dict[str, str] = {}
+        self.kinds: dict[str, tuple[bool, bool]] = {}
+        """What is known of callables by name; see `perdure.model.groupable`."""
         self.aliases: dict[str, str] = {}
         self.results = Announcements()
         self._wakers: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -12,7 +12,10 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from perdure.model.errors import NotStorableError, PerdureError
+from perdure.model import names
+from perdure.model.aliases import current_name
+from perdure.model.environment import environment
+from perdure.model.errors import CallableNotFoundError, NotStorableError
 
 if TYPE_CHECKING:
     from perdure.model.agent import Agent
@@ -66,19 +69,17 @@ def group_of(job: Job, agent: Agent | None = None) -> str:
         return ""
     if job._waits_for or job._futures:
         return ""
-    try:
-        function = job.callable
-    # It is parked, or told of, where it is claimed or called.
-    except PerdureError:
+    queue = job._queue
+    assert queue is not None
+    marked, coroutine = _kind_of(job)
+    if coroutine:
         return ""
-    if inspect.iscoroutinefunction(function):
-        return ""
-    if job._transactional or _is_marked(function):
-        return job.callable_name
-    word = None if agent is None else agent.transactional
-    if word is None and job._queue is not None:
-        word = job._queue.transactional
-    return job.callable_name if word else ""
+    # What says no was seen above.
+    said: bool | None = job._transactional or marked
+    if not said:
+        said = None if agent is None else agent.transactional
+        said = queue.transactional if said is None else said
+    return job.callable_name if said else ""
 
 
 def has_own_word(job: Job) -> bool:
@@ -86,7 +87,7 @@ def has_own_word(job: Job) -> bool:
 
     Nobody can change that as long as it waits.
     """
-    return bool(job._transactional) or _is_marked(job.callable)
+    return bool(job._transactional) or _kind_of(job)[0]
 
 
 def agent_word(agent: Agent) -> bool | None:
@@ -94,5 +95,22 @@ def agent_word(agent: Agent) -> bool | None:
     return agent.queue.transactional if agent.transactional is None else agent.transactional
 
 
-def _is_marked(function: Any) -> bool:
-    return bool(getattr(function, _MARK, False))
+def _kind_of(job: Job) -> tuple[bool, bool]:
+    """Tell whether what `job` calls is marked, and whether it takes no part in groups."""
+    stored = job._callable
+    known = environment(job._p_jar.db())
+    name = current_name(job, job.callable_name)
+    kind = known.kinds.get(name)
+    if kind is None:
+        if name in known.unresolved:
+            return False, True
+        try:
+            # Of a method, the class tells; the object is not loaded for it.
+            function = names.resolve(name if isinstance(stored, str) else job.callable_name)
+        except CallableNotFoundError as error:
+            # It is parked when it is claimed.
+            known.unresolved[error.name] = error.reason
+            return False, True
+        marked = bool(getattr(function, _MARK, False))
+        kind = known.kinds[name] = marked, inspect.iscoroutinefunction(function)
+    return kind

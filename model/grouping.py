@@ -52,6 +52,7 @@ QUICK_SECONDS = 0.005
 _REMEMBERED = 1000
 _FORGETS = 0.9
 _CAREFUL_GROUPS = 20
+_EXCLUSIVE_GROUPS = 500
 
 
 class Experience:
@@ -70,6 +71,14 @@ class Experience:
         """
         with self._lock:
             return self._seconds.get(name, QUICK_SECONDS) < QUICK_SECONDS
+
+    def ends_soon(self, name: str) -> bool:
+        """Tell whether what has that name is known to take an instant only.
+
+        What has taken no time at all was measured by a clock that stands still.
+        """
+        with self._lock:
+            return 0 < self._seconds.get(name, 0) < QUICK_SECONDS
 
     def took(self, name: str, seconds: float) -> None:
         """Note how long a call took."""
@@ -92,7 +101,7 @@ class Experience:
         """Note that a group with such calls has met with another transaction."""
         with self._lock:
             for name in names:
-                self._conflicts[name] = _CAREFUL_GROUPS
+                self._conflicts[name] = _EXCLUSIVE_GROUPS
 
     def begins(self, names: set[str]) -> tuple[bool, bool]:
         """Tell whether a group is to be prepared for failures, and to be run beside no other."""

@@ -548,23 +548,10 @@ class Queue(Guarded):
         suspect = is_suspect(job)
         if isinstance(job, InternalJob):
             return LineKey(internal=True, suspect=suspect)
-        group = self._group_of(job)
+        group = group_of(job) if is_whole(job) and not job._claim else ""
         by_queue = bool(group) and not has_own_word(job)
         quotas = self._needed_quotas(job)
         return LineKey(quotas, suspect=suspect, group=group, by_queue=by_queue)
-
-    def _group_of(self, job: Job) -> str:
-        """Return the group of a job that waits and was never claimed, or ""."""
-        if not is_loadable(job) or job._claim:
-            return ""
-        unresolved = self._environment.unresolved
-        try:
-            # Each name is tried once, however many jobs have it.
-            check_resolvable(job, unresolved)
-        except CallableNotFoundError as error:
-            unresolved[error.name] = error.reason
-            return ""
-        return group_of(job)
 
     def telling_oids(self) -> frozenset[bytes]:
         """Return the oids of the records that say that there may be something to claim.

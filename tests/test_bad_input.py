@@ -55,6 +55,7 @@ from perdure.model import (
     serial,
     set_alias,
     subscribe,
+    transactional,
     try_five_times,
     unresolved,
     wait_for_system_recovery,
@@ -488,6 +489,8 @@ bad("set_alias", lambda s: set_alias(s.connection, "a", "a"), UnknownSettingErro
 bad("remove_alias", lambda s: remove_alias(5, "a"), NotInstalledError, *NOT_IN_A_DATABASE)
 bad("remove_alias", lambda s: remove_alias(s.connection, []), UnknownSettingError, "no alias []")
 bad("aliases", lambda s: aliases(5), NotInstalledError, *NOT_IN_A_DATABASE)
+
+bad("transactional", lambda s: transactional(5), NotStorableError, "5 cannot be marked", "put(…")
 
 # Policies, failures, waits
 

@@ -22,7 +22,7 @@ from perdure.actors import (
     SystemState,
 )
 from perdure.actors.history import JOBS_KEPT, POLLS_KEPT, History
-from perdure.actors.messages import JobEnded, JobStarted, PollDone
+from perdure.actors.messages import JobEnded, JobsReported, JobStarted, PollDone
 from perdure.model import Job, JobRef, get_queue
 from support import jobs
 from support.jobs import gates
@@ -148,8 +148,8 @@ def test_a_job_that_was_taken_away_is_reported_so(systems: Systems) -> None:
     report = system._context.directory.get("supervisor").tell
 
     def tell(message: Any) -> None:
-        if isinstance(message, JobEnded):
-            heard.append(message)
+        if isinstance(message, JobsReported):
+            heard.extend(message.jobs)
         report(message)
 
     system._context.directory.get("supervisor").tell = tell

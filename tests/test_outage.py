@@ -408,6 +408,7 @@ def test_an_agent_that_cannot_settle_stops_no_other_and_neither_the_next_poll(
 
     with monkeypatch.context() as patched:
         patched.setattr(Agent, "settle", refusing(settle))
+        patched.setattr(Agent, "settle_completed", refusing(Agent.settle_completed))
         patched.setattr(Agent, "settle_all", refusing(settle_all))
         system.ask(Resize("", "main", 1))
         for number in range(2):
