@@ -45,6 +45,7 @@ WORK_WEIGHTS = {
     "later": 2,
     "quota": 6,
     "own-commits": 3,
+    "group": 4,
 }
 _POISON_EVERY = 400
 """One in so many pieces of work is poison."""

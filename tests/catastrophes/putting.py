@@ -19,10 +19,12 @@ from catastrophes.books import Books
 from catastrophes.workload import Claims, Ledger, forever
 from perdure.model import Job, NeverRetry, get_queue, install, parallel, serial
 
-__all__ = ["HOT", "LEDGERS", "PUT", "QUOTAS", "Putter", "WORK"]
+__all__ = ["GROUPS", "HOT", "LEDGERS", "PUT", "QUOTAS", "Putter", "WORK"]
 
 PUT = "put"
 LEDGERS = "ledgers"
+GROUPS = "groups"
+"""Further jobs of a piece of work, which are put together and may be run together."""
 CLAIMS = "claims"
 HOT = 0
 """The ledger that much of the work writes."""
@@ -60,6 +62,7 @@ class Putter:
             root = connection.root()
             root[PUT] = IOBTree()
             root[CLAIMS] = IOBTree()
+            root[GROUPS] = IOBTree()
             root[LEDGERS] = [Ledger() for _ in range(_LEDGERS)]
             for name, size in QUOTAS.items():
                 get_queue(connection).quotas.create(name, size)
@@ -113,9 +116,13 @@ class Putter:
                 if len(queue) > _LONGEST_QUEUE:
                     return False
                 job = WORK[kind](_World(root, chosen), number)
+                if kind in MAY_BE_GROUPED and chosen.random() < 0.5:
+                    job.transactional = True
                 if chosen.random() < 0.1:
                     job.begin_after = datetime.now(UTC) + timedelta(seconds=3 * chosen.random())
                 root[PUT][number] = queue.put(job)
+                for further in root[GROUPS].get(number, ()):
+                    queue.put(further)
             return True
         finally:
             manager.abort()
@@ -214,6 +221,26 @@ def _quota(world: _World, number: int) -> Job:
     return _forever(job)
 
 
+def _group(world: _World, number: int) -> Job:
+    """Make some that are done in an instant; of a few something goes wrong."""
+    jobs = []
+    for part in range(world.random.randint(1, 40)):
+        key = f"{number}/{part}"
+        chance = world.random.random()
+        if chance < 0.05:
+            job = Job(workload.note_and_fail, world.ledger(), key)
+        elif chance < 0.15:
+            job = Job(world.root[LEDGERS][HOT].note, key)
+        else:
+            job = Job(workload.note, world.ledger(), key)
+        if chance > 0.9:
+            job.add_callback(Job(workload.note_after, world.ledger(), f"{key}/after"))
+        job.transactional = True
+        jobs.append(_forever(job))
+    world.root[GROUPS][number] = tuple(jobs[1:])
+    return jobs[0]
+
+
 def _own_commits(world: _World, number: int) -> Job:
     claims = world.root[CLAIMS][number] = Claims()
     return _forever(Job(workload.commit_by_itself, claims, 0.1 + 2 * world.random.random()))
@@ -236,6 +263,12 @@ WORK: Mapping[str, Callable[[_World, int], Job]] = {
     "later": _later,
     "quota": _quota,
     "own-commits": _own_commits,
+    "group": _group,
     "poison": _poison,
 }
 """How to make each kind of work."""
+
+MAY_BE_GROUPED = {
+    "note", "hot", "deadline", "callbacks", "returns", "later", "own-commits",
+}  # fmt: skip
+"""Of these every other one is called transactional, though not all can be in a group."""

@@ -12,7 +12,7 @@ from typing import Any
 import ZODB
 
 from catastrophes.books import Books
-from catastrophes.putting import CLAIMS, LEDGERS, PUT, QUOTAS
+from catastrophes.putting import CLAIMS, GROUPS, LEDGERS, PUT, QUOTAS
 from catastrophes.workload import ONCE_FILE, QUOTA_FILE
 from perdure.model import Failure, Job, Status, check
 from perdure.model.queues import find_queues
@@ -37,7 +37,9 @@ _ENDURED = (
 
 def unended(connection: Any) -> list[Job]:
     """Return the jobs that have not ended."""
-    return [job for job in connection.root()[PUT].values() if job.status is not Status.COMPLETED]
+    root = connection.root()
+    jobs = [*root[PUT].values(), *(job for group in root[GROUPS].values() for job in group)]
+    return [job for job in jobs if job.status is not Status.COMPLETED]
 
 
 def progress(connection: Any) -> tuple[int, ...]:
@@ -64,6 +66,7 @@ class _Verdict:
         root = connection.root()
         self._jobs: dict[int, Job] = dict(root[PUT].items())
         self._claims = root[CLAIMS]
+        self._groups = root[GROUPS]
         self._ledgers = root[LEDGERS]
         self._queues = list(find_queues(connection).values())
         self._folder = folder
@@ -84,6 +87,8 @@ class _Verdict:
             if job.failed:
                 self._books.counts[f"failed: {kind}"] += 1
             yield from self._job(number, kind, job)
+        for number in self._groups:
+            yield from self._group(number)
         for key in self._times.keys() - self._expected:
             yield f"{key} was noted, and nothing was put that does so"
         yield from self._once()
@@ -158,6 +163,23 @@ class _Verdict:
             yield from self._outcome(job, key, False, False)
         elif kind == "poison" and not job.failed:
             yield f"job {key} kills its process, and has succeeded"
+
+    def _group(self, number: int) -> Iterator[str]:
+        if number not in self._jobs:
+            yield f"the group {number} is there, and its first job is not"
+            return
+        for part, job in enumerate((self._jobs[number], *self._groups[number])):
+            key = f"{number}/{part}"
+            self._books.counts["jobs of groups"] += 1
+            if job.status is not Status.COMPLETED:
+                yield f"job {key} (group) has not ended: {job!r} is {job.status.name}"
+                continue
+            yield from self._note(key, done=not job.failed)
+            fails = job.callable_name.endswith(":note_and_fail")
+            if fails is not job.failed:
+                yield f"job {key} (group) came to {job.result!r}"
+            for callback in job.callbacks:
+                yield from self._note(f"{key}/after", done=not callback.failed)
 
     def _outcome(self, job: Job, key: str, forever: bool, expires: bool) -> Iterator[str]:
         if not isinstance(job.result, Failure):
