@@ -27,8 +27,10 @@ from support.books import (
     audited_effect,
     audited_effect_later,
     books_balance,
+    count,
     effect,
     effect_and_bad_commit,
+    effect_and_callback,
     effect_and_conflict,
     effect_and_error,
     effect_and_further,
@@ -36,6 +38,7 @@ from support.books import (
     effect_later,
     effect_of_parts,
     effect_of_parts_later,
+    effect_or_error,
     future_of,
     looking_after,
     open_books,
@@ -434,6 +437,130 @@ def cut_off(process: Process) -> None:
     put(process, Job(effect, "c"))
 
 
+# Groups. Time stands still while jobs run: each callable is known to be quick once it was called.
+
+
+def grouped(*jobs: Job) -> tuple[Job, ...]:
+    for job in jobs:
+        job.transactional = True
+    return jobs
+
+
+def put_groups(process: Process, *jobs: Job) -> None:
+    """Put jobs that are run in a group, after some that are run before, so that they are known."""
+    known = {job.callable_name: job.callable for job in jobs}
+    put(process, *grouped(*(Job(each, f"first {name}") for name, each in known.items())))
+    process.world.run_until_idle()
+    put(process, *grouped(*jobs))
+
+
+def groups_of_jobs(process: Process) -> None:
+    put_groups(process, *(Job(effect, name) for name in "abcd"))
+    put(process, *grouped(Job(effect, "e"), Job(effect, "f")), Job(effect, "alone"))
+
+
+def a_group_with_one_that_raises(process: Process) -> None:
+    jobs = [Job(effect, "a"), Job(effect_or_error, "hopeless"), Job(effect, "b")]
+    jobs[1].add_callback(Job(effect, "c"))
+    put_groups(process, *jobs)
+
+
+def a_group_with_one_that_returns_a_job(process: Process) -> None:
+    put(process, *grouped(Job(effect_and_job, "a", "b")))
+    process.world.advance(2 * SECOND)
+    jobs = [Job(effect, "c"), Job(effect_and_job, "d", "e"), Job(effect, "f")]
+    put_groups(process, jobs[0])
+    put(process, *grouped(*jobs[1:]))
+
+
+def a_group_whose_commit_fails(process: Process) -> None:
+    put(process, *grouped(Job(effect_and_bad_commit, "known", 0)))
+    process.world.run_until_idle()
+    hopeless = Job(effect_and_bad_commit, "hopeless", 99)
+    put_groups(process, Job(effect, "a"))
+    put(process, *grouped(Job(effect, "b"), hopeless, Job(effect, "c")))
+
+
+def a_group_with_conflicts(process: Process) -> None:
+    put(process, *grouped(Job(effect_and_conflict, "known", 0)))
+    process.world.run_until_idle()
+    put(process, *grouped(Job(effect, "a"), Job(effect_and_conflict, "b", 2), Job(effect, "c")))
+
+
+def a_counter_of_two_processes(process: Process) -> None:
+    other = process.world.processes[-1]
+    for number in range(3):
+        for each in (process, other):
+            if each.is_running:
+                put(each, *grouped(*(Job(count, f"{each.name} {number}{i}") for i in range(4))))
+
+
+def counted(process: Process) -> None:
+    """Each that has counted was counted once, though all of them write the same number."""
+    with process.world.look() as connection:
+        entries = dict(connection.root()["books"])
+    number = entries.pop(books.SUM, 0)
+    assert number == sum(entries.values()), f"{number} were counted of {entries}"
+
+
+def a_group_with_callbacks(process: Process) -> None:
+    jobs = [Job(effect, "a"), Job(effect, "b"), Job(effect, "c")]
+    jobs[0].add_callback(Job(effect, "d"))
+    jobs[1].add_callbacks(success=Job(effect, "e"), failure=Job(effect, "never called"))
+    jobs[1].add_callback(Job(effect_later, "f", 1.0))
+    put_groups(process, *jobs)
+    process.world.advance(2 * SECOND)
+
+
+def a_group_that_others_add_to(process: Process) -> None:
+    (ref,) = put(process, *grouped(Job(effect, "a")))
+    process.world.step(3)
+    _add_callback(process, ref, "b")
+    put_groups(process, Job(effect, "c"))
+    (ref,) = put(process, *grouped(Job(effect, "d")))
+    process.world.step(3)
+    _add_callback(process, ref, "e")
+    put(process, *grouped(Job(effect_and_callback, "f", str(ref), "g"), Job(effect, "h")))
+
+
+def a_group_that_is_cancelled(process: Process) -> None:
+    put_groups(process, Job(effect, "first"))
+    with process.transaction() as connection:
+        get_queue(connection, "").pause()
+    put(process, *grouped(*(Job(effect, name) for name in ("a", "cancelled", "b"))))
+    with process.transaction() as connection:
+        _waiting(connection, "cancelled").cancel()
+        get_queue(connection, "").resume()
+
+
+def a_group_that_is_stopped(process: Process) -> None:
+    put_groups(process, *(Job(effect, name) for name in "abc"))
+    process.world.step(4)
+    process.stop(drain=timedelta(0))
+    process.start()
+    put(process, *grouped(Job(effect, "d"), Job(effect, "e")))
+
+
+def a_group_that_a_sibling_buries(process: Process) -> None:
+    jobs = [Job(effect, name) for name in "abc"]
+    jobs[1].add_callback(Job(effect_later, "d", 2.0))
+    put_groups(process, *jobs)
+    put(process, *grouped(Job(effect, "e"), Job(effect_later, "f", 3.0)))
+    process.world.advance(SECOND)
+
+
+def a_group_buried_alive(process: Process) -> None:
+    put_groups(process, Job(effect, "first"))
+    process.world.run_until_idle()
+    put(process, *grouped(*(Job(effect, name) for name in "abc")))
+    process.world.step(4)
+    process.suspend()
+    process.world.advance(3 * MINUTE)
+    process.resume()
+    put(process, *grouped(Job(effect, "d"), Job(effect, "e")))
+    process.world.advance(MINUTE)
+
+
 POLLING: dict[str, Any] = {}
 
 SCENARIOS = (
@@ -504,4 +631,19 @@ SCENARIOS = (
     ),
     Scenario(buried_alive, others=a_sibling_elsewhere, settings=POLLING),
     Scenario(cut_off, others=a_sibling_elsewhere, settings=POLLING),
+    Scenario(groups_of_jobs),
+    Scenario(
+        a_group_with_one_that_raises,
+        must_fail=("hopeless", f"first {books.__name__}:effect_or_error"),
+    ),
+    Scenario(a_group_with_one_that_returns_a_job),
+    Scenario(a_group_whose_commit_fails, counts_errors=True, must_fail=("hopeless",)),
+    Scenario(a_group_with_conflicts, counts_errors=True),
+    Scenario(a_counter_of_two_processes, others=a_sibling, also=counted, settings=POLLING),
+    Scenario(a_group_with_callbacks),
+    Scenario(a_group_that_others_add_to),
+    Scenario(a_group_that_is_cancelled, may_fail=("cancelled",)),
+    Scenario(a_group_that_is_stopped),
+    Scenario(a_group_that_a_sibling_buries, others=a_sibling, restarts=False, settings=POLLING),
+    Scenario(a_group_buried_alive, others=a_sibling_elsewhere, settings=POLLING),
 )

@@ -37,6 +37,7 @@ from perdure.testing import Process, World
 __all__ = ["books_balance", "open_books", "put"]
 
 SECOND = timedelta(seconds=1)
+SUM = "sum"
 
 tries: Counter[str] = Counter()
 """How often each job was tried: a memory that no crash and no abort takes."""
@@ -113,6 +114,20 @@ def effect_and_error(name: str, times: int, *told: Any) -> str:
     if tries[name] <= times:
         raise ValueError(f"try {tries[name]} of {name}")
     return name
+
+
+def effect_or_error(name: str, *told: Any) -> None:
+    """Always fail, with an effect that is rolled back."""
+    effect(name)
+    raise ValueError(name)
+
+
+def count(name: str) -> int:
+    """Have an effect, and write the number that all of them write."""
+    books = _books()
+    books[SUM] = books.get(SUM, 0) + 1
+    effect(name)
+    return int(books[SUM])
 
 
 def effect_and_conflict(name: str, times: int) -> str:
@@ -211,7 +226,8 @@ vanishing = _vanishing
 EFFECTS = frozenset(
     f"{__name__}:{each}"
     for each in (
-        "effect", "effect_later", "audited_effect", "audited_effect_later", "effect_and_error",
+        "effect", "effect_later", "effect_or_error", "count",
+        "audited_effect", "audited_effect_later", "effect_and_error",
         "effect_and_conflict", "effect_and_bad_commit", "effect_and_job",
         "effect_and_callback", "effect_and_further", "effect_of_parts",
         "effect_of_parts_later", "vanishing",
@@ -264,6 +280,7 @@ def books_balance(
         expected: Counter[str] = Counter()
         with process.world.look() as connection:
             books = dict(connection.root()["books"])
+            books.pop(SUM, None)
             for job in _jobs(connection):
                 name = job.args[0]
                 if job.status is Status.NEW and isinstance(job.parent, CallbackProxy):
