@@ -15,10 +15,11 @@ import pytest
 
 from perdure.model import Job
 from perdure.testing import Process, Seeded, World, explore
-from simulated.scenarios import quotas_of_one
+from simulated.scenarios import counted, grouped, quotas_of_one
 from support.books import (
     audited_effect_later,
     books_balance,
+    count,
     effect,
     effect_and_callback,
     effect_later,
@@ -124,7 +125,53 @@ def all_of_it(world: World) -> None:
     verify(world, buried)
 
 
+def a_group(world: World) -> None:
+    with world.calmly():
+        buried, _ = prepare(world)
+        put(buried, *grouped(Job(effect, "first")))
+        world.run_until_idle()
+        due = world.now + MOMENT
+        put(buried, *grouped(*(Job(effect, name) for name in "abc")), begin_after=due)
+        take_for_dead(world, buried)
+    world.advance(SECOND)
+    verify(world, buried)
+
+
+def a_group_with_a_late_callback(world: World) -> None:
+    with world.calmly():
+        first, other = prepare(world)
+        put(first, *grouped(Job(effect, "first")))
+        world.run_until_idle()
+        due = world.now + MOMENT
+        refs = put(first, *grouped(Job(effect, "a"), Job(effect, "b")), begin_after=due)
+        put(other, Job(effect_and_callback, "c", str(refs[1]), "d"), begin_after=due)
+        world.advance(SECOND)
+    world.advance(MOMENT)
+    verify(world, first)
+    with world.look() as connection:
+        assert connection.root()["books"]["d"] == 1
+
+
+def a_number_that_groups_write(world: World) -> None:
+    with world.calmly():
+        first, second = prepare(world, "first", "second")
+        for process in (first, second):
+            put(process, *grouped(Job(count, f"first of {process.name}")))
+            world.run_until_idle()
+        due = world.now + MOMENT
+        for process in (first, second):
+            jobs = (Job(count, f"{number} of {process.name}") for number in range(2))
+            put(process, *grouped(*jobs), begin_after=due)
+        world.advance(SECOND)
+    world.advance(MOMENT)
+    verify(world, first)
+    counted(first)
+
+
 STORIES = (
+    a_group,
+    a_group_with_a_late_callback,
+    a_number_that_groups_write,
     the_end_of_a_job,
     a_callback,
     a_claim,
