@@ -39,16 +39,18 @@ FEW = 20
 Story = Callable[[World], None]
 
 
-def prepare(world: World, first: str = "buried") -> tuple[Process, Process]:
+def prepare(
+    world: World, first: str = "buried", *, names: tuple[str, str] = ("buried", "sibling")
+) -> tuple[Process, Process]:
     """Start the process that is buried and its sibling; return them in this order.
 
     Of those that could go on, the threads of the one that was started `first` do so first.
     """
-    names = sorted(("buried", "sibling"), reverse=first == "sibling")
-    made = {name: world.process(name, {"": 2}) for name in names}
-    quotas_of_one(made[first])
+    order = reversed(names) if first == "sibling" else names
+    made = {name: world.process(name, {"": 2}) for name in order}
+    quotas_of_one(made[names[0]])
     world.run_until_idle()
-    return made["buried"], made["sibling"]
+    return made[names[0]], made[names[1]]
 
 
 def give(world: World, process: Process, *jobs: Job) -> None:
@@ -132,8 +134,8 @@ def crash_after_a_commit(call: Call) -> Fault | None:
 
 def claims_of_one_quota(world: World) -> None:
     with world.calmly():
-        # Each of these puts into a stripe of the queue from which it claims first.
-        first, second = prepare(world)
+        # Each of these, by these names, puts into a stripe from which it claims first.
+        first, second = prepare(world, names=("first", "second"))
         jobs = Job(audited_effect_later, "a"), Job(audited_effect_later, "b")
         for process, job in zip((first, second), jobs, strict=True):
             job.quota_names = ("one",)
