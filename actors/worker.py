@@ -37,7 +37,7 @@ from perdure.model.job import Job
 from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
 from perdure.model.moments import moment
 from perdure.model.ref import JobRef, find_job
-from perdure.model.retrying import is_away, tell_of_wait
+from perdure.model.retrying import begin_anew, has_transaction, is_away, tell_of_wait
 from perdure.model.running import Runner
 from perdure.model.saferepr import safe_repr, survive
 from perdure.model.status import Status
@@ -271,7 +271,7 @@ class WorkerActor(Actor):
         ended = False
         try:
             begun = self._clock.monotonic()
-            suspension = self._runner.run(job, ended=resumed)
+            suspension = self._runner.run(job, ended=resumed, viewed=True)
             if claim.name:
                 self._context.runs.took(claim.name, self._clock.monotonic() - begun)
             if suspension is not None:
@@ -297,7 +297,8 @@ class WorkerActor(Actor):
                     JobEnded(claim.ref, self._clock.now(), True, False, "interrupted", False)
                 )
             self._context.board.set(self.name, None)
-            transaction.abort()
+            if has_transaction(transaction.manager):
+                transaction.abort()
         self._context.results.announce(claim.ref)
         return Outcome.DONE
 
@@ -330,8 +331,7 @@ class WorkerActor(Actor):
         failures = 0
         while True:
             try:
-                transaction.abort()
-                transaction.begin()
+                begin_anew(transaction.manager)
                 if self._own_connection() is None:
                     self._connection = open_connection(self._context.database)
                 return find_job(self._connection, ref)
