@@ -19,7 +19,6 @@ from perdure.actors.messages import (
     JobEnded,
     JobRan,
     JobReport,
-    JobsReported,
     JobStarted,
     Outcome,
     RunGroup,
@@ -66,7 +65,6 @@ class WorkerActor(Actor):
         self._connection: Any = None
         self._queue_oid = b""
         self._frees_places = False
-        self._reports: list[JobReport] = []
         self._started: JobStarted | None = None
         self._completion: Completion | None = None
 
@@ -154,11 +152,6 @@ class WorkerActor(Actor):
         finally:
             self._context.activity.end()
             self._context.board.set(self.name, None)
-        if self._reports:
-            self._context.report(JobsReported(tuple(self._reports)))
-            for job in self._reports:
-                self._context.results.announce(job.ref)
-            self._reports.clear()
         kinds = (group.alone, group.rest, group.reassigned, group.stopped)
         parts = [tuple(claims[claim] for claim in kind) for kind in kinds]
         self._tell_agent(GroupRan(self.name, tuple(group.completed), *parts))
@@ -212,7 +205,7 @@ class WorkerActor(Actor):
             trace.info("%r is started", job, extra=known)
             trace.info(SUCCEEDED, job, safe_repr(result), extra=known)
             trace.info("%r is %s", job, job.status.name, extra=known)
-        self._reports.append(
+        self._context.board.add(
             report_of(
                 self._beginning(ref, call, job.callable_name, moment(began)),
                 JobEnded(
@@ -225,6 +218,7 @@ class WorkerActor(Actor):
                 ),
             )
         )
+        self._context.results.announce(ref)
 
     def _tell_agent(self, message: object) -> None:
         self._context.directory.tell(agent_role(self._queue, self._agent), message)
@@ -310,7 +304,7 @@ class WorkerActor(Actor):
         if self._started is None:
             self._context.report(ended)
         else:
-            self._context.report(JobsReported((report_of(self._started, ended),)))
+            self._context.board.add(report_of(self._started, ended))
 
     def _own_connection(self) -> Any:
         """Return the connection, None where the job's code has closed it, or there is none.
