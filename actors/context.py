@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import uuid as uuids
-from collections.abc import Callable, Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -80,14 +81,28 @@ class Directory:
             ref.tell(message)
 
 
+JOBS_KEPT = 200
+"""So many jobs that have ended are remembered."""
+
+
 class Board:
-    """Which job of its group each worker is at: too short a time each to send messages of it.
+    """Which job each worker is at, and which were run lately: for whoever wants to know.
 
     Safe to use from any thread.
     """
 
     def __init__(self) -> None:
         self._jobs: dict[str, Callable[[], JobReport]] = {}
+        self._ended: deque[JobReport] = deque(maxlen=JOBS_KEPT)
+
+    def add(self, report: JobReport) -> None:
+        """Say how a job has ended; only the last 200 are kept until somebody looks."""
+        self._ended.append(report)
+
+    def take(self) -> Iterator[JobReport]:
+        """Take off what has ended since this was last done, the first first; for one thread."""
+        while self._ended:
+            yield self._ended.popleft()
 
     def set(self, worker: str, report: Callable[[], JobReport] | None) -> None:
         """Say at which job a worker is, by what makes a report of it; None: at none."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
 from datetime import timedelta
 from operator import attrgetter
 
+from perdure.actors.context import JOBS_KEPT, Board
 from perdure.actors.messages import JobEnded, JobReport, JobStarted, PollDone, Statistics
 from perdure.model.errors import JobNotFoundError
 from perdure.model.moments import checked_moment
@@ -16,17 +16,13 @@ from perdure.model.ref import JobRef
 __all__ = ["History", "report_of"]
 
 POLLS_KEPT = 400
-JOBS_KEPT = 200
 
 
 class History:
-    """The last 400 polls and 200 jobs, and what runs now.
+    """The last 400 polls and 200 jobs, and what runs now; see the `board` for most of them."""
 
-    `at_workers` returns what workers are at, of which nothing is told before it has ended.
-    """
-
-    def __init__(self, at_workers: Callable[[], tuple[JobReport, ...]] = tuple) -> None:
-        self._at_workers = at_workers
+    def __init__(self, board: Board | None = None) -> None:
+        self._board = Board() if board is None else board
         self._polls: deque[PollDone] = deque(maxlen=POLLS_KEPT)
         self._active: dict[JobRef, JobReport] = {}
         self._done: OrderedDict[JobRef, JobReport] = OrderedDict()
@@ -41,6 +37,7 @@ class History:
 
     def ended(self, message: JobEnded) -> None:
         """Remember how a job came back."""
+        self._look()
         report = self._active.pop(message.ref, None)
         if report is None:
             return
@@ -48,9 +45,8 @@ class History:
         self._done.move_to_end(message.ref)
         self._trim()
 
-    def ran(self, jobs: Iterable[JobReport]) -> None:
-        """Remember jobs that have ended, in this order."""
-        for job in jobs:
+    def _look(self) -> None:
+        for job in self._board.take():
             self._done.pop(job.ref, None)
             self._done[job.ref] = job
         self._trim()
@@ -73,10 +69,13 @@ class History:
 
     def active(self) -> tuple[JobReport, ...]:
         """Return what runs now, the longest first."""
+        # In this order: what ends in between is seen twice, and told once.
+        at_workers = self._board.jobs()
+        self._look()
         known = self._done
         found = [
             job
-            for job in self._at_workers()
+            for job in at_workers
             if job.ref not in known or known[job.ref].started != job.started
         ]
         return tuple(sorted([*self._active.values(), *found], key=attrgetter("started")))
@@ -105,7 +104,7 @@ class History:
         since, until = _moment("since", since), _moment("until", until)
         jobs = [
             job
-            for job in (*self._done.values(), *self.active())
+            for job in (*self.active(), *self._done.values())
             if _within(job.started, since, until)
         ]
         successful = [job for job in jobs if job.completed and not job.failed]

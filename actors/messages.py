@@ -51,7 +51,6 @@ __all__ = [
     "JobResumable",
     "JobStarted",
     "JobsRan",
-    "JobsReported",
     "Outcome",
     "PauseQueue",
     "PollDone",
@@ -329,7 +328,10 @@ class JobLost:
 
 
 # History: workers and the dispatcher -> the supervisor, which keeps the last of them for
-# the questions. One that gets lost is missing from the answers, and nothing else.
+# the questions. One that gets lost is missing from the answers, and nothing else. A worker says
+# on the `Board` what it is at and what it has run, where the supervisor looks when it is asked:
+# a message for each job would cost more than many a job. JobStarted and JobEnded are for those
+# that leave their worker in between.
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,13 +503,6 @@ class JobReport:
     failed: bool
     reassigned: bool
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class JobsReported:
-    """A worker has run a group: what became of its jobs. To the supervisor, as `JobEnded`."""
-
-    jobs: tuple[JobReport, ...]
 
 
 PollReport = PollDone

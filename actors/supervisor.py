@@ -24,7 +24,6 @@ from perdure.actors.messages import (
     JobAsked,
     JobEnded,
     JobReport,
-    JobsReported,
     JobStarted,
     PollDone,
     PollsAsked,
@@ -65,7 +64,7 @@ class SupervisorActor(Actor):
         super().__init__(context, name="supervisor")
         self.log_fields = fields(dispatcher=str(context.uuid))
         self._context = context
-        self._history = History(context.board.jobs)
+        self._history = History(context.board)
         self._begun_monotonic = context.clock.monotonic()
         self._last_poll_monotonic: float | None = None
         self._crash_count = 0
@@ -153,10 +152,6 @@ class SupervisorActor(Actor):
     @handles(JobEnded)
     def _ended(self, message: JobEnded) -> None:
         self._history.ended(message)
-
-    @handles(JobsReported)
-    def _reported(self, message: JobsReported) -> None:
-        self._history.ran(message.jobs)
 
     @handles(PollDone)
     def _polled(self, message: PollDone) -> None:

@@ -19,7 +19,6 @@ from perdure.actors.messages import (
     JobEnded,
     JobRan,
     JobReport,
-    JobsReported,
     JobStarted,
     Outcome,
     RunGroup,
@@ -38,7 +37,7 @@ from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
 from perdure.model.moments import moment
 from perdure.model.ref import JobRef, find_job
 from perdure.model.resolving import is_whole
-from perdure.model.retrying import is_away, tell_of_wait
+from perdure.model.retrying import begin_anew, has_transaction, is_away, tell_of_wait
 from perdure.model.running import Runner
 from perdure.model.saferepr import safe_repr, survive
 from perdure.model.status import Status
@@ -67,7 +66,6 @@ class WorkerActor(Actor):
         self._connection: Any = None
         self._queue_oid = b""
         self._frees_places = False
-        self._reports: list[JobReport] = []
         self._started: JobStarted | None = None
         self._completion: Completion | None = None
 
@@ -155,11 +153,6 @@ class WorkerActor(Actor):
         finally:
             self._context.activity.end()
             self._context.board.set(self.name, None)
-        if self._reports:
-            self._context.report(JobsReported(tuple(self._reports)))
-            for job in self._reports:
-                self._context.results.announce(job.ref)
-            self._reports.clear()
         kinds = (group.alone, group.rest, group.reassigned, group.stopped)
         parts = [tuple(claims[claim] for claim in kind) for kind in kinds]
         self._tell_agent(GroupRan(self.name, tuple(group.completed), *parts))
@@ -213,7 +206,7 @@ class WorkerActor(Actor):
             trace.info("%r is started", job, extra=known)
             trace.info(SUCCEEDED, job, safe_repr(result), extra=known)
             trace.info("%r is %s", job, job.status.name, extra=known)
-        self._reports.append(
+        self._context.board.add(
             report_of(
                 self._beginning(ref, call, job.callable_name, moment(began)),
                 JobEnded(
@@ -226,6 +219,7 @@ class WorkerActor(Actor):
                 ),
             )
         )
+        self._context.results.announce(ref)
 
     def _tell_agent(self, message: object) -> None:
         self._context.directory.tell(agent_role(self._queue, self._agent), message)
@@ -276,7 +270,7 @@ class WorkerActor(Actor):
         ended = False
         try:
             begun = self._clock.monotonic()
-            suspension = self._runner.run(job, ended=resumed)
+            suspension = self._runner.run(job, ended=resumed, viewed=True)
             if claim.name:
                 self._context.runs.took(claim.name, self._clock.monotonic() - begun)
             if suspension is not None:
@@ -302,7 +296,8 @@ class WorkerActor(Actor):
                     JobEnded(claim.ref, self._clock.now(), True, False, "interrupted", False)
                 )
             self._context.board.set(self.name, None)
-            transaction.abort()
+            if has_transaction(transaction.manager):
+                transaction.abort()
         self._context.results.announce(claim.ref)
         return Outcome.DONE
 
@@ -314,7 +309,7 @@ class WorkerActor(Actor):
         if self._started is None:
             self._context.report(ended)
         else:
-            self._context.report(JobsReported((report_of(self._started, ended),)))
+            self._context.board.add(report_of(self._started, ended))
 
     def _own_connection(self) -> Any:
         """Return the connection, None where the job's code has closed it, or there is none.
@@ -335,8 +330,7 @@ class WorkerActor(Actor):
         failures = 0
         while True:
             try:
-                transaction.abort()
-                transaction.begin()
+                begin_anew(transaction.manager)
                 if self._own_connection() is None:
                     self._connection = open_connection(self._context.database)
                 return find_job(self._connection, ref)

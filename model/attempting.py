@@ -67,11 +67,13 @@ class Attempting(Deciding):
 
         memory = Memory()
         alone = False
+        anew = True
         retries = 0
         ended = self._ended if job.status is Status.ACTIVE else None
         self._ended = None
         if ended is None:
-            self._store(job, "beginning", begin)
+            self._store(job, "beginning", begin, begun=True)
+            anew = False
         elif isinstance(ended.of, Pause):
             if self._late(job):
                 self._finish(job, ended.of.failure)
@@ -80,7 +82,8 @@ class Attempting(Deciding):
         while True:
             taken = ended
             if taken is None:
-                message = self._try(job, extra, kwargs, memory, alone)
+                message = self._try(job, extra, kwargs, memory, alone, anew)
+                anew = True
             else:
                 message = self._take_ended(job, taken, memory)
             ended = self._wait_here()
@@ -129,6 +132,7 @@ class Attempting(Deciding):
         kwargs: dict[str, Any],
         memory: Memory,
         alone: bool,
+        anew: bool,
     ) -> JobErrored | CommitErrored | None:
         """Make one attempt, or have it made; return what went wrong, or None."""
         # A coroutine does not go through the lane, in which it could be for days: it counts
@@ -136,7 +140,7 @@ class Attempting(Deciding):
         if self._suspends and self._is_coroutine_job(job):
             return self._hand_over(job, memory)
         with self._admit(alone) as attempt:
-            self._view(job)
+            self._view(job, anew=anew)
             if job.status is not Status.ACTIVE:
                 return None
             memory.restore(job)
@@ -248,6 +252,8 @@ class Attempting(Deciding):
                 raise
         else:
             self._fence.released = self._fence.letting_go
+            if job.status is Status.COMPLETED:
+                self._completed = job
             tear_down()
             if job.status is not Status.ACTIVE:
                 self._tell_result(job, job.result)

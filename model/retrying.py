@@ -157,6 +157,13 @@ def never_fail(
     return _keep_at_it(call, identifier, tm, stop, any_error=True)
 
 
+def keep_at_it(
+    call: Callable[[], T], identifier: str, tm: TransactionManager, stop: StopSignal
+) -> T:
+    """Do as `never_fail`, first in the transaction that was begun and has no changes yet."""
+    return _keep_at_it(call, identifier, tm, stop, any_error=True, begun=True)
+
+
 def wait_for_system_recovery(
     call: Callable[[], T],
     identifier: str,
@@ -243,8 +250,12 @@ def _keep_at_it(
     stop: StopSignal | None,
     *,
     any_error: bool,
+    begun: bool = False,
 ) -> T:
-    """Call and commit; wait after a disconnect, with `any_error` after each error; else raise."""
+    """Call and commit; wait after a disconnect, with `any_error` after each error; else raise.
+
+    With `begun`, the transaction that is open is the first attempt's.
+    """
     _check(call, tm)
     if stop is None:
         stop = StopSignal(SystemClock())
@@ -254,7 +265,8 @@ def _keep_at_it(
     log_every = 10 if any_error else 5
     while True:
         try:
-            return _attempt(call, identifier, tm)
+            first, begun = begun, False
+            return _attempt(call, identifier, tm, begun=first)
         except Exception as error:
             waits = not is_transaction_error(error)
             if not waits:
@@ -299,11 +311,13 @@ def _level(error: Exception) -> int:
     return logging.ERROR if known else logging.CRITICAL
 
 
-def _attempt(call: Callable[[], T], identifier: str, tm: TransactionManager) -> T:
+def _attempt(
+    call: Callable[[], T], identifier: str, tm: TransactionManager, *, begun: bool = False
+) -> T:
     """Call in a transaction of its own and commit that; abort it and raise on any error."""
     try:
-        _abort(tm)
-        tm.begin()
+        if not begun:
+            begin_anew(tm)
         result = call()
         tm.commit()
         return result
@@ -317,7 +331,28 @@ def _attempt(call: Callable[[], T], identifier: str, tm: TransactionManager) -> 
         raise
 
 
+def begin_anew(tm: Any) -> None:
+    """Abort what is open, and begin a transaction; each of these costs more than it seems.
+
+    Raises what the abort does, or the beginning.
+    """
+    if getattr(tm, "explicit", True):
+        _abort(tm)
+    tm.begin()
+
+
+def has_transaction(tm: Any) -> bool:
+    """Tell whether a transaction of `tm` is open; where that cannot be told, it may be.
+
+    For those who would abort it: to do so where there is none makes one first.
+    """
+    manager = getattr(tm, "manager", tm)
+    return getattr(manager, "_txn", tm) is not None
+
+
 def _abort(tm: TransactionManager) -> None:
+    if not has_transaction(tm):
+        return
     try:
         tm.abort()
     except NoTransaction:

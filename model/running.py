@@ -15,6 +15,7 @@ How it does it is in `steps` (transactions), `deciding` (retry policies), `attem
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from ZODB.POSException import ConnectionStateError
@@ -51,11 +52,14 @@ class Runner(Serving):
         kwargs: Mapping[str, Any] | None = None,
         *,
         ended: Ended | None = None,
+        viewed: bool = False,
     ) -> Suspension | None:
         """Run `root` and its callbacks, from whatever status they are in.
 
         Return what is to be waited for, whereupon it is to be run again with that `Ended`;
-        None when all is done. Whoever has an `Ended` closes what it is of, afterwards.
+        None when all is done. Whoever has an `Ended` closes what it is of, afterwards. With
+        `viewed`, a transaction is open in which `root` was loaded and nothing was changed, and the
+        log's place is set.
 
         It must be held by this thread: claimed by its agent, or nobody else's. Raises
         `ReassignedError` where it is taken away meanwhile, `StopRequested`, and whatever
@@ -63,18 +67,23 @@ class Runner(Serving):
         cannot be loaded raises what loading it raises, a connection that the job has closed
         `ConnectionStateError`.
         """
-        with placed(**fields(root)):
-            return self._run_fenced(root, args, dict(kwargs or {}), ended)
+        with nullcontext() if viewed else placed(**fields(root)):
+            return self._run_fenced(root, args, dict(kwargs or {}), ended, viewed)
 
     def _run_fenced(
-        self, root: Job, args: tuple[Any, ...], kwargs: dict[str, Any], ended: Ended | None
+        self,
+        root: Job,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        ended: Ended | None,
+        viewed: bool,
     ) -> Suspension | None:
         fence = self._fence = Fence(root)
         self._suspension = None
         self._ended = ended
         self._manager.registerSynch(fence)
         try:
-            self._run(root, args, kwargs)
+            self._run(root, args, kwargs, viewed)
             return self._suspension
         except Lost as lost:
             self._abort()
@@ -88,12 +97,14 @@ class Runner(Serving):
             self._fence = None
             self._ended = None
 
-    def _run(self, root: Job, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _run(self, root: Job, args: tuple[Any, ...], kwargs: dict[str, Any], viewed: bool) -> None:
         assert self._fence is not None
         stack = [root]
         while stack and not self._fence.released and self._suspension is None:
             job = stack[-1]
-            self._view(job)
+            if not viewed:
+                self._view(job)
+            viewed = False
             status = job.status
             if status is Status.COMPLETED or (status is Status.PENDING and job is stack[0]):
                 stack.pop()
@@ -123,4 +134,7 @@ class Runner(Serving):
                 told_by = job.told_by
                 told = () if told_by is None else (told_by.result,)
                 extra = (*args, *told) if job is root else told
+                self._completed = None
                 self._execute(job, extra, kwargs if job is root else {})
+                if self._completed is job:
+                    stack.pop()

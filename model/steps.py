@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
@@ -22,7 +23,14 @@ from perdure.model.lane import Lane
 from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
 from perdure.model.memory import Memory
 from perdure.model.ref import JobRef
-from perdure.model.retrying import is_away, never_fail, tell_of_wait
+from perdure.model.retrying import (
+    begin_anew,
+    has_transaction,
+    is_away,
+    keep_at_it,
+    never_fail,
+    tell_of_wait,
+)
 from perdure.model.saferepr import safe_repr
 from perdure.model.status import Status
 from perdure.model.suspension import Ended, Suspension
@@ -67,16 +75,21 @@ class Steps:
         self._fence: Fence | None = None
         self._suspension: Suspension | None = None
         self._ended: Ended | None = None
+        self._completed: Job | None = None
+        """The job that was completed with its result: nothing is left to do for it."""
 
-    def _view(self, job: Job) -> None:
-        """Begin a transaction, and see `job` as it is stored now; waits for the database."""
+    def _view(self, job: Job, *, anew: bool = True) -> None:
+        """Begin a transaction, and see `job` as it is stored now; waits for the database.
+
+        Unless it is to be seen `anew`, it is as it was stored by this runner, if nobody else has
+        stored it since.
+        """
         failures = 0
         while True:
             try:
-                self._abort()
-                self._manager.begin()
+                self._begin()
                 self._check()
-                if job._p_jar is not None and job._p_serial != z64:
+                if anew and job._p_jar is not None and job._p_serial != z64:
                     job._p_invalidate()
                     job._p_activate()
                 self._check()
@@ -89,7 +102,17 @@ class Steps:
                 tell_of_wait(f"{job!r} waits for the database", error, failures, fields(job))
                 self._pause(failures)
 
+    def _begin(self) -> None:
+        try:
+            begin_anew(self._manager)
+        # It may have been the abort of what was open.
+        except Exception:
+            self._abort()
+            self._manager.begin()
+
     def _abort(self) -> None:
+        if not has_transaction(self._manager):
+            return
         try:
             self._manager.abort()
         except NoTransaction:
@@ -112,8 +135,13 @@ class Steps:
             except ConnectionStateError as error:
                 raise Closed(str(error)) from error
 
-    def _store(self, job: Job, what: str, change: Callable[[], None]) -> None:
-        """Make a change to `job` and commit it, however long that takes."""
+    def _store(
+        self, job: Job, what: str, change: Callable[[], None], *, begun: bool = False
+    ) -> None:
+        """Make a change to `job` and commit it, however long that takes.
+
+        With `begun`, the transaction is open in which the job was just viewed.
+        """
 
         def checked() -> None:
             self._check()
@@ -121,7 +149,8 @@ class Steps:
 
         root = self._fence is not None and job is self._fence.root
         with nullcontext() if root else placed(**fields(job)):
-            never_fail(checked, f"{what} {job!r}", self._manager, self._stop)
+            keep = keep_at_it if begun else never_fail
+            keep(checked, f"{what} {job!r}", self._manager, self._stop)
 
     def _complete(self, job: Job) -> None:
         def complete() -> None:
@@ -173,7 +202,8 @@ class Steps:
         elif isinstance(result, Failure):
             tell_failure(job, result)
         else:
-            trace.info(SUCCEEDED, job, safe_repr(result), extra=fields(job))
+            if trace.isEnabledFor(logging.INFO):
+                trace.info(SUCCEEDED, job, safe_repr(result), extra=fields(job))
         if self._on_result is not None and job._p_oid is not None:
             self._on_result(JobRef.of(job))
 

@@ -45,6 +45,9 @@ Turns = Sequence[int] | int
 _indexes = st.integers(0, 5)
 """Which one is meant; by the remainder, so that any number means one."""
 
+_points = st.integers(0, 150)
+"""How far the others go on after a rule: one that lets them may be left out of a whole run."""
+
 _plans = strategies.plans(("narrow", "wide"))
 
 
@@ -199,7 +202,7 @@ class RuntimeMachine(RuleBasedStateMachine):
 
     # Jobs.
 
-    @initialize(plans=st.lists(_plans, max_size=4), more=st.integers(0, 2))
+    @initialize(plans=st.lists(_plans, min_size=1, max_size=4), more=st.integers(0, 2))
     def begin_with(self, plans: list[Plan], more: int) -> None:
         for process in self.world.processes[1 : 1 + more]:
             process.start()
@@ -207,16 +210,23 @@ class RuntimeMachine(RuleBasedStateMachine):
             self._put(plan, 0)
 
     @precondition(lambda self: self.awake)
-    @rule(plan=_plans, at=_indexes)
-    def put_job(self, plan: Plan, at: int) -> None:
+    @rule(plan=_plans, at=_indexes, turns=strategies.turns(), points=_points)
+    def put_job(self, plan: Plan, at: int, turns: Turns = (), points: int = 0) -> None:
         self._put(plan, at)
+        self.step(turns, points)
 
     @precondition(lambda self: self.awake)
-    @rule(plans=st.lists(_plans, min_size=1, max_size=4), at=_indexes)
-    def put_jobs(self, plans: list[Plan], at: int) -> None:
+    @rule(
+        plans=st.lists(_plans, min_size=1, max_size=4),
+        at=_indexes,
+        turns=strategies.turns(),
+        points=_points,
+    )
+    def put_jobs(self, plans: list[Plan], at: int, turns: Turns = (), points: int = 0) -> None:
         for plan in plans:
             if self.awake:
                 self._put(plan, at)
+        self.step(turns, points)
 
     def _put(self, plan: Plan, at: int) -> None:
         if plan.kind == "vanish" and self._vanished is not None:
@@ -386,12 +396,33 @@ class RuntimeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(at=_indexes, calls=st.integers(1, 120), fault=strategies.faults())
     def break_call(self, at: int, calls: int, fault: Fault) -> None:
-        self._armed[self.running[at % len(self.running)].name] = [calls, fault]
+        self._armed[self.running[at % len(self.running)].name] = [calls, fault, None]
+
+    @precondition(lambda self: self.awake)
+    @rule(
+        plan=_plans,
+        at=_indexes,
+        commits=st.integers(1, 8),
+        after=st.booleans(),
+        turns=strategies.turns(),
+        seconds=st.sampled_from([0, 1, 31]),
+    )
+    def crash_at_a_commit(
+        self, plan: Plan, at: int, commits: int, after: bool, turns: Turns, seconds: int
+    ) -> None:
+        """Let a process crash before or after a commit, while it runs a job that is put into it.
+
+        That is where a crash makes a difference, and most calls of the storage are others.
+        """
+        process = self.awake[at % len(self.awake)]
+        self._put(plan, at)
+        self._armed[process.name] = [commits, Fault.crash(after=after), "finish"]
+        self.advance(turns, seconds)
 
     def _breaker(self, name: str) -> Callable[[Call], Fault | None]:
         def on_call(call: Call) -> Fault | None:
             armed = self._armed.get(name)
-            if armed is None:
+            if armed is None or armed[2] not in (None, call.kind):
                 return None
             armed[0] -= 1
             if armed[0]:

@@ -129,7 +129,10 @@ def test_a_mistake_that_only_a_crash_shows_is_found_and_can_be_repeated(
     text = str(caught.value)
     assert re.search(r"broken by a crash before call \d+, \w+.*, in process/worker 1", text)
     # The last thing that is told is what struck, and not what came of it.
-    assert re.search(r": begin\nto repeat it: crash_everywhere\(send_one, one_.*, setup=cl", text)
+    told = r": load 0x\w+\nto repeat it: crash_everywhere\(send_one, one_.*, setup=cl"
+    assert re.search(told, text)
+        r": load 0x\w+\nto repeat it: crash_everywhere\(send_one, one_.*, setup=cl", text
+    )
     at = re.search(r"at='(.*)'", text)
     assert at is not None
     with pytest.raises(BrokenError, match="2 letters were sent"):

@@ -22,7 +22,7 @@ from perdure.actors import (
     SystemState,
 )
 from perdure.actors.history import JOBS_KEPT, POLLS_KEPT, History
-from perdure.actors.messages import JobEnded, JobsReported, JobStarted, PollDone
+from perdure.actors.messages import JobEnded, JobStarted, PollDone
 from perdure.model import Job, JobRef, get_queue
 from support import jobs
 from support.jobs import gates
@@ -145,14 +145,14 @@ def test_a_job_that_was_taken_away_is_reported_so(systems: Systems) -> None:
         get_queue(connection).dispatchers[system.uuid].deactivate()
         get_queue(connection).quotas.create("nobody's")
     heard: list[Any] = []
-    report = system._context.directory.get("supervisor").tell
+    board = system._context.board
+    add = board.add
 
-    def tell(message: Any) -> None:
-        if isinstance(message, JobsReported):
-            heard.extend(message.jobs)
-        report(message)
+    def noted(report: Any) -> None:
+        heard.append(report)
+        add(report)
 
-    system._context.directory.get("supervisor").tell = tell
+    board.add = noted  # type: ignore[method-assign]
     gates["g"].open()
     settled(system)
     system.wait(ref, timeout=LIMIT)

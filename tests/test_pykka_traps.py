@@ -216,7 +216,6 @@ def test_an_actor_of_the_applications_that_stops_all_does_not_stop_ours(
         (WorkerActor, "on_start"),
         (SupervisorActor, "on_start"),
         (SupervisorActor, "_agent_joined"),
-        (SupervisorActor, "_reported"),
         (SupervisorActor, "_polled"),
     ],
 )

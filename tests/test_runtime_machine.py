@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
 
@@ -52,6 +53,35 @@ TestRuntimeMachine = pytest.mark.slow(
 TestRuntimeMachine.settings = budget(EXAMPLES or 25)
 
 
+class WithoutPolling(RuntimeMachine):
+    """Whoever is told of nothing finds out by chance only."""
+
+    SETTINGS = {"poll_interval": timedelta(days=1)}
+
+
+STORIES = 24
+"""So many that several deliberate faults are noticed; see ``mutants/simulator.toml``."""
+
+
+@pytest.mark.slow
+@pytest.mark.spec("J6", "J26", "Q6", "D6", "D8")
+def test_no_story_of_another_seed_does_harm() -> None:
+    """Of the examples of one seed the most are like each other, from the fourth on."""
+    told = 0
+    for number in range(STORIES):
+        base = WithoutPolling if number % 2 else RuntimeMachine
+
+        class Story(base):
+            def teardown(self) -> None:
+                super().teardown()
+                nonlocal told
+                told += 1
+
+        few = budget(3, phases=[Phase.generate], report_multiple_bugs=False)
+        run_state_machine_as_test(seed(number)(Story), settings=few)
+    assert told >= STORIES
+
+
 class CountingMachine(RuntimeMachine):
     """One of a user's: jobs that count, and what has to be so of them."""
 
@@ -88,6 +118,18 @@ class CountingMachine(RuntimeMachine):
 @pytest.mark.slow
 def test_a_machine_can_be_given_jobs_rules_and_invariants() -> None:
     run_state_machine_as_test(CountingMachine, settings=budget(5, 20))
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_crash_at_a_commit_strikes_while_a_job_is_run(after: bool) -> None:
+    def crash(machine: RuntimeMachine) -> None:
+        machine.crash_at_a_commit(Plan("succeed"), 0, 4, after, (), 1)
+        text = f"CRASHES {'after' if after else 'before'}"
+        struck = [each for each in machine.world.scheduler.trace if text in each.text]
+        assert [each.text.rpartition(" ")[2] for each in struck] == ["finish"]
+        assert "worker" in struck[0].task
+
+    play(crash)
 
 
 def play(*rules: Any) -> RuntimeMachine:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -31,6 +32,7 @@ from perdure.model import (
     get_queue,
     local,
 )
+from perdure.model.environment import clock_of
 from perdure.model.queues import find_queues
 from perdure.testing import Process, World
 
@@ -195,6 +197,15 @@ def effect_and_callback(name: str, ref: str, callback: str) -> str:
     return effect(name)
 
 
+def effect_and_slow_callback(name: str, ref: str, callback: str, seconds: float) -> str:
+    """Add a callback to another job, and take a while before that is committed."""
+    done = effect_and_callback(name, ref, callback)
+    condition = threading.Condition()
+    with condition:
+        clock_of(local.get_job()).wait(condition, seconds)
+    return done
+
+
 def effect_of_parts(name: str, *parts: Job) -> str:
     open_ones = [part for part in parts if part.status is not Status.COMPLETED]
     assert not open_ones, [(part, part.status) for part in open_ones]
@@ -229,7 +240,7 @@ EFFECTS = frozenset(
         "effect", "effect_later", "effect_or_error", "count",
         "audited_effect", "audited_effect_later", "effect_and_error",
         "effect_and_conflict", "effect_and_bad_commit", "effect_and_job",
-        "effect_and_callback", "effect_and_further", "effect_of_parts",
+        "effect_and_callback", "effect_and_slow_callback", "effect_and_further", "effect_of_parts",
         "effect_of_parts_later", "vanishing",
     )
 )  # fmt: skip
