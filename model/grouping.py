@@ -35,7 +35,7 @@ from perdure.model.lane import Lane
 from perdure.model.logs import fields, trace
 from perdure.model.moments import microseconds
 from perdure.model.names import NOT_OF_THE_CODE
-from perdure.model.ref import JobRef, locate
+from perdure.model.ref import JobRef, plain_job
 from perdure.model.retrying import is_away
 from perdure.model.status import Status
 from perdure.model.storable import check_value, is_plain
@@ -270,10 +270,9 @@ class GroupRunner:
 
     def _find(self, connection: Any, claim: Claim) -> Job | None:
         """Return the job, loaded; None where there is none that could be."""
-        job = locate(connection, claim.ref)
+        job = plain_job(connection, claim.ref)
         try:
-            if job is not None:
-                job._p_activate()
+            job._p_activate()
         # Loading runs the application's code, which may raise anything.
         except Exception as error:
             if is_away(error):
