@@ -131,8 +131,6 @@ def test_a_mistake_that_only_a_crash_shows_is_found_and_can_be_repeated(
     # The last thing that is told is what struck, and not what came of it.
     told = r": load 0x\w+\nto repeat it: crash_everywhere\(send_one, one_.*, setup=cl"
     assert re.search(told, text)
-        r": load 0x\w+\nto repeat it: crash_everywhere\(send_one, one_.*, setup=cl", text
-    )
     at = re.search(r"at='(.*)'", text)
     assert at is not None
     with pytest.raises(BrokenError, match="2 letters were sent"):
