@@ -46,6 +46,7 @@ from perdure.model.errors import PerdureError, UnknownSettingError
 from perdure.model.failure import Failure
 from perdure.model.happenings import Happening, announce
 from perdure.model.incarnation import Incarnation
+from perdure.model.job import Job
 from perdure.model.logs import events, fields, trace
 from perdure.model.moments import microseconds, moment
 from perdure.model.queue import Queue
@@ -555,7 +556,8 @@ class DispatcherActor(DatabaseActor):
                 state.small.discard(job._p_oid)
             light = not group and is_light(job)
             name = "" if group else job.callable_name
-            claims.append(Claimed(JobRef.of(job), number, light, group, name))
+            plain = type(job) is Job
+            claims.append(Claimed(JobRef.of(job), number, light, group, name, plain))
         return claims
 
     def _work_again_later(self) -> None:

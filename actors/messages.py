@@ -213,7 +213,8 @@ class Claimed:
     """A job, and the number of the claim that gave it to the agent.
 
     `asynchronous` says that it takes a worker for an instant only, to begin and to end; `group`
-    names what it calls, where it may be run in a group with others, `name` where it is alone.
+    names what it calls, where it may be run in a group with others, `name` where it is alone;
+    `plain` says that it is of the class `Job` itself.
     """
 
     ref: JobRef
@@ -221,6 +222,7 @@ class Claimed:
     asynchronous: bool = field(default=False, compare=False)
     group: str = field(default="", compare=False)
     name: str = field(default="", compare=False)
+    plain: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

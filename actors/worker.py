@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import transaction
+from ZODB.POSException import POSKeyError
 
 from perdure.actors.base import Actor, handles
 from perdure.actors.context import Context, agent_role, worker_name
@@ -35,7 +36,7 @@ from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
 from perdure.model.moments import moment
-from perdure.model.ref import JobRef, find_job
+from perdure.model.ref import JobRef, find_job, plain_job
 from perdure.model.resolving import is_whole
 from perdure.model.retrying import begin_anew, has_transaction, is_away, tell_of_wait
 from perdure.model.running import Runner
@@ -241,7 +242,7 @@ class WorkerActor(Actor):
                 ended.of.close()
 
     def _begin_or_go_on(self, claim: Claimed, resumed: Ended | None) -> Outcome:
-        job = self._find(claim.ref)
+        job = self._find(claim)
         unbegun = job is not None and job._is_unbegun(claim.number)
         if unbegun and not is_whole(job):
             # One for a group was not looked at when it was claimed: it is left to others.
@@ -322,7 +323,7 @@ class WorkerActor(Actor):
         ours = connection.transaction_manager is transaction.manager.manager
         return connection if ours else None
 
-    def _find(self, ref: JobRef) -> Job | None:
+    def _find(self, claim: Claimed) -> Job | None:
         """Return the job, None where there is none any more; waits for the database.
 
         Raises what loading it raises, where it cannot be loaded.
@@ -333,7 +334,13 @@ class WorkerActor(Actor):
                 begin_anew(transaction.manager)
                 if self._own_connection() is None:
                     self._connection = open_connection(self._context.database)
-                return find_job(self._connection, ref)
+                if not claim.plain:
+                    return find_job(self._connection, claim.ref)
+                job = plain_job(self._connection, claim.ref)
+                job._p_activate()
+                return job
+            except POSKeyError:
+                return None
             except JobNotFoundError:
                 return None
             # The database is waited for; what cannot be loaded cannot be run, either.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from perdure.model.agent import Agent
     from perdure.model.job import Job
 
-__all__ = ["agent_word", "group_of", "has_own_word", "transactional"]
+__all__ = ["agent_word", "group_of", "has_own_word", "kind_of", "transactional"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -71,7 +71,7 @@ def group_of(job: Job, agent: Agent | None = None) -> str:
         return ""
     queue = job._queue
     assert queue is not None
-    marked, coroutine = _kind_of(job)
+    marked, coroutine = kind_of(job)
     if coroutine:
         return ""
     # What says no was seen above.
@@ -87,7 +87,7 @@ def has_own_word(job: Job) -> bool:
 
     Nobody can change that as long as it waits.
     """
-    return bool(job._transactional) or _kind_of(job)[0]
+    return bool(job._transactional) or kind_of(job)[0]
 
 
 def agent_word(agent: Agent) -> bool | None:
@@ -95,22 +95,24 @@ def agent_word(agent: Agent) -> bool | None:
     return agent.queue.transactional if agent.transactional is None else agent.transactional
 
 
-def _kind_of(job: Job) -> tuple[bool, bool]:
-    """Tell whether what `job` calls is marked, and whether it takes no part in groups."""
-    stored = job._callable
+def kind_of(job: Job) -> tuple[bool, bool]:
+    """Tell whether what a stored job calls is marked, and whether it is a coroutine function.
+
+    Neither, where it is not to be had in this process. Each name is looked at once.
+    """
     known = environment(job._p_jar.db())
     name = current_name(job, job.callable_name)
     kind = known.kinds.get(name)
     if kind is None:
         if name in known.unresolved:
-            return False, True
+            return False, False
         try:
             # Of a method, the class tells; the object is not loaded for it.
-            function = names.resolve(name if isinstance(stored, str) else job.callable_name)
+            function = names.resolve(name)
         except CallableNotFoundError as error:
             # It is parked when it is claimed.
             known.unresolved[error.name] = error.reason
-            return False, True
+            return False, False
         marked = bool(getattr(function, _MARK, False))
         kind = known.kinds[name] = marked, inspect.iscoroutinefunction(function)
     return kind

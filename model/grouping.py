@@ -35,7 +35,7 @@ from perdure.model.lane import Lane
 from perdure.model.logs import events, fields, trace
 from perdure.model.moments import microseconds
 from perdure.model.names import NOT_OF_THE_CODE
-from perdure.model.ref import JobRef, locate
+from perdure.model.ref import JobRef, plain_job
 from perdure.model.resolving import is_whole
 from perdure.model.status import Status
 from perdure.model.storable import check_value, is_plain
@@ -274,11 +274,11 @@ class GroupRunner:
             self._commit(agent, called, left, group)
 
     def _find(self, connection: Any, claim: Claim) -> Job | None:
-        """Return the job, loaded; None where there is none that could be, with all it holds."""
-        job = locate(connection, claim.ref)
+        """Return the job, loaded; None where it cannot be, with all that it holds."""
+        job = plain_job(connection, claim.ref)
         try:
-            whole = job is not None and is_whole(job)
-        # An object that is missing.
+            whole = is_whole(job)
+        # There is none any more.
         except POSKeyError:
             return None
         return job if whole and type(job) is Job else None

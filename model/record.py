@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from perdure.model import names
 from perdure.model.aliases import current_name
+from perdure.model.compact import packed, unpacked
 from perdure.model.environment import clock_of, environment
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
@@ -96,13 +97,18 @@ class JobRecord(Guarded):
         """
         return self._deaths >= SUSPECT_AFTER
 
+    def __getstate__(self) -> Any:
+        """Return what is stored."""
+        return packed(super().__getstate__())
+
     def __setstate__(self, state: Any) -> None:
         """Take what is stored; raises `BadStatusError` for a status that is not known here.
 
         Such a job counts as one whose record cannot be read in this process: it keeps its place,
         is told of, and is left to a process that can.
         """
-        name = (state or {}).get("_status_name", Status.NEW.value)
+        state = unpacked(state)
+        name = state.get("_status_name", Status.NEW.value)
         if name not in _STATUSES:
             raise BadStatusError(
                 f"its status is {name!r}, which this version of Perdure does not know: run it "

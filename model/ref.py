@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ZODB.POSException import POSKeyError
 from ZODB.utils import p64, u64
@@ -16,7 +16,7 @@ from perdure.model.given import checked_connection, checked_stored
 if TYPE_CHECKING:
     from perdure.model.job import Job
 
-__all__ = ["JobRef", "find_job", "locate"]
+__all__ = ["JobRef", "find_job", "locate", "plain_job"]
 
 _UNNAMED = "unnamed"
 _TEXT = re.compile(r"(?:(?P<database>.+):)?(?:0x)?(?P<oid>[0-9a-f]{1,16})", re.IGNORECASE)
@@ -101,6 +101,25 @@ def locate(connection: Any, job: Job | JobRef | str) -> Any:
     # A number that is none, or too large for one of an object's.
     except (POSKeyError, OverflowError, ValueError, TypeError, struct.error):
         return None
+
+
+def plain_job(connection: Any, ref: JobRef) -> Job:
+    """Return the job of the class `Job` itself that has this reference, not loaded.
+
+    For who knows that it is one: to ask for an object whose class is not known loads its record
+    once more.
+    """
+    from perdure.model.job import Job
+
+    if ref.database_name != connection.db().database_name:
+        connection = connection.get_connection(ref.database_name)
+    oid = p64(ref.oid)
+    cache = connection._cache
+    found = cache.get(oid)
+    if found is None:
+        found = Job.__new__(Job)
+        cache.new_ghost(oid, found)
+    return cast("Job", found)
 
 
 def _ref_of(job: Job | JobRef | str) -> JobRef:

@@ -24,6 +24,7 @@ from ZODB.POSException import POSError
 from ZODB.utils import u64
 
 from perdure.model.aliases import current_name
+from perdure.model.compact import unpacked
 from perdure.model.errors import CallableNotFoundError
 from perdure.model.names import NOT_OF_THE_CODE, callable_of, resolve
 from perdure.model.status import Status
@@ -71,7 +72,7 @@ def stored(job: Any, name: str, default: Any) -> Any:
     if is_loadable(job):
         return getattr(job, name, default)
     if _is_broken(type(job)):
-        return (job.__Broken_state__ or {}).get(name, default)
+        return unpacked(job.__Broken_state__).get(name, default)
     return _raw_state(job).get(name, default)
 
 
@@ -351,7 +352,7 @@ def _raw_state(job: Any) -> dict[str, Any]:
     unpickler = PersistentUnpickler(lambda *name: _Stand, _Reference, io.BytesIO(data))
     unpickler.load()
     state = unpickler.load()
-    return state if isinstance(state, dict) else {}
+    return unpacked(state) if isinstance(state, dict) else {}
 
 
 def _globals(data: bytes) -> list[str]:

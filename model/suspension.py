@@ -22,6 +22,7 @@ from perdure.model import local
 from perdure.model.errors import AbortedError, BadStatusError, ReassignedError
 from perdure.model.failure import Failure
 from perdure.model.fence import Fence, Refusal
+from perdure.model.groupable import kind_of
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.logs import events
@@ -53,6 +54,8 @@ def is_coroutine_job(job: Job) -> bool:
 
     Raises what the storage does where it cannot tell now.
     """
+    if job._p_jar is not None and isinstance(job._callable, str):
+        return kind_of(job)[1]
     try:
         return inspect.iscoroutinefunction(job.callable)
     except POSKeyError:

@@ -145,6 +145,10 @@ def run_alone_before(job: Job) -> None:
     job._alone = True
 
 
+def put_first_in_line(job: Job) -> None:
+    job.retry()
+
+
 @pytest.mark.spec("J32")
 @pytest.mark.parametrize(
     "change", [with_quota, with_deadline, with_policy, with_deaths, run_alone_before]
@@ -249,6 +253,45 @@ def test_an_agent_with_a_filter_claims_for_groups_too(groups: Groups) -> None:
     assert [(taken.job, bool(taken.group)) for taken in groups.claim()] == [
         (job, True) for job in jobs
     ]
+
+
+@pytest.mark.spec("Q3", "D17")
+def test_jobs_for_groups_and_others_are_claimed_in_the_order_of_the_queue(groups: Groups) -> None:
+    desk = groups.desk
+    jobs = [
+        desk.queue.put(function, transactional=word)
+        for function, word in (
+            (plain, True), (plain, None), (marked, None), (marked, None), (plain, False),
+            (plain, True), (echo_nothing, True), (plain, None), (plain, True),
+        )
+    ]  # fmt: skip
+    transaction.commit()
+    taken = groups.claim()
+    assert [each.job for each in taken] == jobs
+    alone = [jobs.index(each.job) for each in taken if not each.group]
+    assert alone == [1, 4, 7]
+
+
+def echo_nothing() -> None:
+    pass
+
+
+@pytest.mark.spec("J11", "J10", "J32", "D17")
+@pytest.mark.parametrize("change", [with_quota, with_deadline, put_first_in_line])
+def test_a_waiting_job_that_comes_to_need_more_is_taken_out_of_its_line(
+    change: Callable[[Job], None], groups: Groups
+) -> None:
+    desk = groups.desk
+    desk.queue.quotas.create("one")
+    job, other = groups.put(plain, plain)
+    desk.queue._sort_in()
+    transaction.commit()
+    change(job)
+    transaction.commit()
+    assert check(desk.database) == []
+    taken = groups.claim()
+    assert {each.job: bool(each.group) for each in taken} == {job: False, other: True}
+    assert check(desk.database) == []
 
 
 # What it costs.
@@ -427,14 +470,10 @@ def given_a_deadline(job: Job) -> None:
     job.begin_by = SECOND
 
 
-def put_first(job: Job) -> None:
-    job.retry()
-
-
 @pytest.mark.spec("Q7", "C1")
 @pytest.mark.parametrize("sorted_in", [False, True])
 @pytest.mark.parametrize(
-    "deed_", [cancelled, failed, removed, given_a_deadline, put_first, with_quota]
+    "deed_", [cancelled, failed, removed, given_a_deadline, put_first_in_line, with_quota]
 )
 def test_of_a_claim_for_a_group_and_what_is_done_to_a_waiting_job_one_fails(
     deed_: Callable[[Job], None], sorted_in: bool, groups: Groups

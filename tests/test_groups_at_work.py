@@ -35,6 +35,7 @@ from support.systems import LIMIT, Systems, read, settled, within
 SECOND = timedelta(seconds=1)
 KNOWN = (
     jobs.note, jobs.note_and_gate, jobs.fail, jobs.exit_once, jobs.stop_once, jobs.pass_gate,
+    jobs.raise_once,
     Counter.add, Counter.add_then_gate, Counter.add_behind_gate,
 )  # fmt: skip
 
@@ -211,7 +212,11 @@ def test_one_that_fails_takes_no_neighbour_with_it(
 
 
 @pytest.mark.spec("D11", "D17")
-@pytest.mark.parametrize("bad", [Job(jobs.exit_once, 1), Job(jobs.stop_once)], ids=str)
+@pytest.mark.parametrize(
+    "bad",
+    [Job(jobs.exit_once, 1), Job(jobs.stop_once), Job(jobs.raise_once, "KeyboardInterrupt")],
+    ids=lambda job: job.callable_name,
+)
 def test_one_that_raises_what_is_no_exception_costs_its_neighbours_nothing(
     bad: Job, systems: Systems
 ) -> None:

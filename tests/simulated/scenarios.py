@@ -512,6 +512,16 @@ def a_group_with_callbacks(process: Process) -> None:
     process.world.advance(2 * SECOND)
 
 
+def parts_that_are_run_in_groups(process: Process) -> None:
+    put_groups(process, Job(effect, "a"), Job(effect_of_parts, "b"))
+    whole = parallel(*grouped(*(Job(effect, name) for name in "cde")))
+    whole.add_callback(Job(effect, "f"))
+    row = serial(
+        *grouped(Job(effect, "g"), Job(effect, "h")), postprocess=Job(effect_of_parts, "p")
+    )
+    put(process, whole, row)
+
+
 def a_group_that_others_add_to(process: Process) -> None:
     (ref,) = put(process, *grouped(Job(effect, "a")))
     process.world.step(3)
@@ -641,6 +651,7 @@ SCENARIOS = (
     Scenario(a_group_with_conflicts, counts_errors=True),
     Scenario(a_counter_of_two_processes, others=a_sibling, also=counted, settings=POLLING),
     Scenario(a_group_with_callbacks),
+    Scenario(parts_that_are_run_in_groups),
     Scenario(a_group_that_others_add_to),
     Scenario(a_group_that_is_cancelled, may_fail=("cancelled",)),
     Scenario(a_group_that_is_stopped),

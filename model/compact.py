@@ -1,0 +1,84 @@
+"""The state of a job in fewer bytes: numbers for names, and moments as what passed between them.
+
+A name is stored anew in every record, and a small job would be mostly names. What an application
+derives from `Job` keeps its names, and so does what is not listed here; so a state is read
+whichever way it was written. These numbers are in databases: none is ever given a new meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["packed", "unpacked"]
+
+_NUMBERS = {
+    "_callable": 1,
+    "_args": 2,
+    "_kwargs": 3,
+    "_status_name": 4,
+    "_queue": 5,
+    "_stamp": 6,
+    "_begin_after": 7,
+    "_previous": 8,
+    "_agent": 9,
+    "_claim": 10,
+    "_active_start": 11,
+    "_active_end": 12,
+    "_callbacks_end": 13,
+    "_result": 14,
+    "_transactional": 15,
+    "_callbacks": 16,
+    "_parent": 17,
+    "_quota_names": 18,
+    "_policy": 19,
+    "_retry_policy_factory": 20,
+    "_failure_log_level": 21,
+    "_begin_by": 22,
+    "_annotations": 23,
+    "_root": 24,
+    "_first": 25,
+    "_due": 26,
+    "_own_side": 27,
+}
+_NAMES = {number: name for name, number in _NUMBERS.items()}
+
+_STATUSES = {"new": 0, "active": 1, "callbacks": 2, "completed": 3}
+_STATUS_NAMES = {number: name for name, number in _STATUSES.items()}
+
+_MOMENTS = ("_begin_after", "_active_start", "_active_end", "_callbacks_end")
+"""Moments in microseconds, each stored as what has passed since the one before, or the stamp."""
+
+
+def packed(state: Mapping[str, Any]) -> dict[Any, Any]:
+    """Return a job's state as it is stored."""
+    found = {_NUMBERS.get(name, name): value for name, value in state.items()}
+    status = found.get(4)
+    if status is not None:
+        found[4] = _STATUSES.get(status, status)
+    since = found.get(6)
+    if since is not None:
+        for number in (7, 11, 12, 13):
+            moment = found.get(number)
+            if moment is not None:
+                found[number] = moment - since
+                since = moment
+    # What is None is so by default.
+    return {key: value for key, value in found.items() if value is not None or type(key) is str}
+
+
+def unpacked(state: Mapping[Any, Any] | None) -> dict[str, Any]:
+    """Return a job's state from what is stored."""
+    if not state:
+        return {}
+    found = {_NAMES.get(key, key): value for key, value in state.items()}
+    if 4 in state:
+        status = state[4]
+        found["_status_name"] = _STATUS_NAMES.get(status, status)
+    if 6 in state:
+        since = state[6]
+        for name, number in zip(_MOMENTS, (7, 11, 12, 13), strict=True):
+            if number in state:
+                since += state[number]
+                found[name] = since
+    return found

@@ -1,0 +1,60 @@
+"""What is stored of a job, in few bytes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perdure.model.compact import packed, unpacked
+from perdure.model.record import JobRecord
+from perdure.model.status import Status
+
+MOMENTS = ("_begin_after", "_active_start", "_active_end", "_callbacks_end")
+
+moments = st.integers(min_value=-(2**40), max_value=2**53)
+states = st.fixed_dictionaries(
+    {},
+    optional={
+        "_callable": st.text(),
+        "_status_name": st.sampled_from([status.value for status in Status]) | st.just("snoozed"),
+        "_stamp": moments,
+        "_claim": st.integers(),
+        "_result": st.integers() | st.text(),
+        "of an application": st.none() | st.integers(),
+        **dict.fromkeys(MOMENTS, moments),
+    },
+)
+
+
+@given(states)
+def test_a_state_is_read_as_it_was_written(state: dict[str, object]) -> None:
+    assert unpacked(packed(state)) == state
+
+
+@given(states)
+def test_a_state_that_was_written_with_names_is_read_too(state: dict[str, object]) -> None:
+    assert unpacked(state) == state
+
+
+def test_what_is_none_is_not_stored_but_by_an_application() -> None:
+    assert packed({"_result": None, "theirs": None}) == {"theirs": None}
+
+
+@pytest.mark.spec("J4")
+def test_what_is_stored_of_a_job_has_a_number_each() -> None:
+    few = {"_deaths", "_keeps_places", "_waits_for", "_futures", "_alone"}
+    stored = {
+        name
+        for name, default in vars(JobRecord).items()
+        if name.startswith("_") and not name.startswith("__") and not callable(default)
+    }
+    stored -= {"_owns_result", "_guards", "_p_resolveConflict", *few}
+    names = {name for name in stored if not isinstance(default_of(name), property)}
+    numbers = {name: next(iter(packed({name: 1}))) for name in names}
+    assert [name for name, number in numbers.items() if not isinstance(number, int)] == []
+    assert len(set(numbers.values())) == len(numbers)
+
+
+def default_of(name: str) -> object:
+    return vars(JobRecord)[name]
