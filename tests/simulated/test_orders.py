@@ -209,7 +209,7 @@ def a_group_with_a_late_callback(world: World) -> None:
 
 def a_number_that_groups_write(world: World) -> None:
     with world.calmly():
-        first, second = prepare(world, "first", "second")
+        first, second = prepare(world, names=("first", "second"))
         for process in (first, second):
             put(process, *grouped(Job(count, f"first of {process.name}")))
             world.run_until_idle()
