@@ -38,7 +38,6 @@ from support.books import (
     effect_later,
     effect_of_parts,
     effect_of_parts_later,
-    effect_or_error,
     future_of,
     looking_after,
     open_books,
@@ -460,9 +459,16 @@ def groups_of_jobs(process: Process) -> None:
 
 
 def a_group_with_one_that_raises(process: Process) -> None:
-    jobs = [Job(effect, "a"), Job(effect_or_error, "hopeless"), Job(effect, "b")]
-    jobs[1].add_callback(Job(effect, "c"))
-    put_groups(process, *jobs)
+    # Nothing of its kind has raised before, so that the group is not prepared for that.
+    put(process, *grouped(Job(effect_and_error, "known", 0)))
+    put_groups(process, Job(effect, "a"))
+    hopeless = Job(effect_and_error, "hopeless", 99)
+    hopeless.add_callback(Job(effect, "b"))
+    put(process, *grouped(Job(effect, "c"), hopeless, Job(effect, "d")))
+    process.world.run_until_idle()
+    # Now it is.
+    hopeless = Job(effect_and_error, "hopeless too", 99)
+    put(process, *grouped(Job(effect, "e"), hopeless, Job(effect, "f")))
 
 
 def a_group_with_one_that_returns_a_job(process: Process) -> None:
@@ -572,6 +578,8 @@ def a_group_buried_alive(process: Process) -> None:
 
 
 POLLING: dict[str, Any] = {}
+TOGETHER = {**ALONE, "queues": {"": 1}}
+"""With one place only, all that may be run in a group are in the same one."""
 
 SCENARIOS = (
     Scenario(a_job, small=True),
@@ -641,20 +649,31 @@ SCENARIOS = (
     ),
     Scenario(buried_alive, others=a_sibling_elsewhere, settings=POLLING),
     Scenario(cut_off, others=a_sibling_elsewhere, settings=POLLING),
-    Scenario(groups_of_jobs),
+    Scenario(groups_of_jobs, settings=TOGETHER),
     Scenario(
         a_group_with_one_that_raises,
-        must_fail=("hopeless", f"first {books.__name__}:effect_or_error"),
+        counts_errors=True,
+        must_fail=("hopeless", "hopeless too"),
+        settings=TOGETHER,
     ),
-    Scenario(a_group_with_one_that_returns_a_job),
-    Scenario(a_group_whose_commit_fails, counts_errors=True, must_fail=("hopeless",)),
-    Scenario(a_group_with_conflicts, counts_errors=True),
-    Scenario(a_counter_of_two_processes, others=a_sibling, also=counted, settings=POLLING),
-    Scenario(a_group_with_callbacks),
-    Scenario(parts_that_are_run_in_groups),
-    Scenario(a_group_that_others_add_to),
-    Scenario(a_group_that_is_cancelled, may_fail=("cancelled",)),
-    Scenario(a_group_that_is_stopped),
-    Scenario(a_group_that_a_sibling_buries, others=a_sibling, restarts=False, settings=POLLING),
-    Scenario(a_group_buried_alive, others=a_sibling_elsewhere, settings=POLLING),
+    Scenario(a_group_with_one_that_returns_a_job, settings=TOGETHER),
+    Scenario(
+        a_group_whose_commit_fails, counts_errors=True, must_fail=("hopeless",), settings=TOGETHER
+    ),
+    Scenario(a_group_with_conflicts, counts_errors=True, settings=TOGETHER),
+    Scenario(
+        a_counter_of_two_processes, others=a_sibling, also=counted, settings={"queues": {"": 1}}
+    ),
+    Scenario(a_group_with_callbacks, settings=TOGETHER),
+    Scenario(parts_that_are_run_in_groups, settings=TOGETHER),
+    Scenario(a_group_that_others_add_to, settings=TOGETHER),
+    Scenario(a_group_that_is_cancelled, may_fail=("cancelled",), settings=TOGETHER),
+    Scenario(a_group_that_is_stopped, settings=TOGETHER),
+    Scenario(
+        a_group_that_a_sibling_buries,
+        others=a_sibling,
+        restarts=False,
+        settings={"queues": {"": 1}},
+    ),
+    Scenario(a_group_buried_alive, others=a_sibling_elsewhere, settings={"queues": {"": 1}}),
 )

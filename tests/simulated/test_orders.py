@@ -215,7 +215,7 @@ def a_number_that_groups_write(world: World) -> None:
             world.run_until_idle()
         due = world.now + MOMENT
         for process in (first, second):
-            jobs = (Job(count, f"{number} of {process.name}") for number in range(2))
+            jobs = (Job(count, f"{number} of {process.name}") for number in range(3))
             put(process, *grouped(*jobs), begin_after=due)
         world.advance(SECOND)
     world.advance(MOMENT)

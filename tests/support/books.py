@@ -118,12 +118,6 @@ def effect_and_error(name: str, times: int, *told: Any) -> str:
     return name
 
 
-def effect_or_error(name: str, *told: Any) -> None:
-    """Always fail, with an effect that is rolled back."""
-    effect(name)
-    raise ValueError(name)
-
-
 def count(name: str) -> int:
     """Have an effect, and write the number that all of them write."""
     books = _books()
@@ -237,7 +231,7 @@ vanishing = _vanishing
 EFFECTS = frozenset(
     f"{__name__}:{each}"
     for each in (
-        "effect", "effect_later", "effect_or_error", "count",
+        "effect", "effect_later", "count",
         "audited_effect", "audited_effect_later", "effect_and_error",
         "effect_and_conflict", "effect_and_bad_commit", "effect_and_job",
         "effect_and_callback", "effect_and_slow_callback", "effect_and_further", "effect_of_parts",
