@@ -43,7 +43,7 @@ _NUMBERS = {
 }
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 
-_STATUSES = {"new": 0, "active": 1, "callbacks": 2, "completed": 3}
+_STATUSES = {"active": 1, "callbacks": 2, "completed": 3}
 _STATUS_NAMES = {number: name for name, number in _STATUSES.items()}
 
 _MOMENTS = ("_begin_after", "_active_start", "_active_end", "_callbacks_end")
@@ -51,10 +51,19 @@ _MOMENTS = ("_begin_after", "_active_start", "_active_end", "_callbacks_end")
 
 
 def packed(state: Mapping[str, Any]) -> dict[Any, Any]:
-    """Return a job's state as it is stored."""
-    found = {_NUMBERS.get(name, name): value for name, value in state.items()}
+    """Return a job's state as it is stored; what is None is so by default."""
+    found: dict[Any, Any] = {}
+    number_of = _NUMBERS.get
+    for name, value in state.items():
+        number = number_of(name)
+        if number is None:
+            found[name] = value
+        elif value is not None:
+            found[number] = value
     status = found.get(4)
-    if status is not None:
+    if status == "new":
+        del found[4]
+    elif status is not None:
         found[4] = _STATUSES.get(status, status)
     since = found.get(6)
     if since is not None:
@@ -63,8 +72,7 @@ def packed(state: Mapping[str, Any]) -> dict[Any, Any]:
             if moment is not None:
                 found[number] = moment - since
                 since = moment
-    # What is None is so by default.
-    return {key: value for key, value in found.items() if value is not None or type(key) is str}
+    return found
 
 
 def unpacked(state: Mapping[Any, Any] | None) -> dict[str, Any]:

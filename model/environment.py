@@ -151,10 +151,15 @@ class Environment:
 
     def stamp(self) -> int:
         """Return the time in microseconds, later than every stamp before."""
+        return self.stamps(1)
+
+    def stamps(self, number: int) -> int:
+        """Return the first of so many stamps, one after the other, as `stamp` returns one."""
         now = microseconds(self.clock.now())
         with self._lock:
-            self._last_stamp = max(now, self._last_stamp + 1)
-            return self._last_stamp
+            first = max(now, self._last_stamp + 1)
+            self._last_stamp = first + number - 1
+            return first
 
 
 _environments: weakref.WeakKeyDictionary[Any, Environment] = weakref.WeakKeyDictionary()

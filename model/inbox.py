@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,13 @@ class Inbox(Persistent):
         job._previous = self.head
         self.head = job
         self.entries += 1
+        if self.retiring:
+            self.retiring = False
+
+    def add_all(self, last: Job, number: int) -> None:
+        """Put so many jobs, linked to each other and to the head before, the last one at last."""
+        self.head = last
+        self.entries += number
         if self.retiring:
             self.retiring = False
 
@@ -189,17 +197,23 @@ class Leases:
 
     def add(self, queue: Queue, job: Job) -> None:
         """Put `job` into the inbox of the current transaction for `queue`."""
-        lease = self._lease(queue, job._stamp)
-        number = lease.number
+        with self.filling(queue, job._stamp, 1) as inbox:
+            inbox.add(job)
+
+    @contextmanager
+    def filling(self, queue: Queue, stamp: int, number: int) -> Iterator[Inbox]:
+        """Let so many jobs be put into the inbox, the first of which has this stamp."""
+        lease = self._lease(queue, stamp)
+        place = queue._p_oid, lease.number
         with self._lock:
-            self._used[queue._p_oid, number] = self._used.get((queue._p_oid, number), 0) + 1
-        inbox = queue.inboxes.get(self._key(number))
+            self._used[place] = self._used.get(place, 0) + number
+        inbox = queue.inboxes.get(self._key(lease.number))
         if inbox is None:
-            inbox = Inbox((self._offset + number) % queue.stripe_count)
-            queue.inboxes.add(self._key(number), inbox)
-        inbox.add(job)
+            inbox = Inbox((self._offset + lease.number) % queue.stripe_count)
+            queue.inboxes.add(self._key(lease.number), inbox)
+        yield inbox
         # A put by somebody's own hook comes after that of `_before_commit`.
-        lease.entries, lease.stamp = inbox.entries, job._stamp
+        lease.entries, lease.stamp = inbox.entries, stamp + number - 1
 
     def _key(self, number: int) -> str:
         return f"{self._token}-{number}"

@@ -438,6 +438,8 @@ class JobRecord(Guarded):
     def _set_all(self, **settings: Any) -> None:
         """Set what is not None; where one is refused, none of them is set."""
         given = {name: value for name, value in settings.items() if value is not None}
+        if not given:
+            return
         before = self.__getstate__()
         try:
             for name, value in given.items():
@@ -464,7 +466,8 @@ class JobRecord(Guarded):
             self._agent = None
         else:
             self._move(arrow)
-        self._status_name = Status.NEW.value
+        if self._status_name != Status.NEW.value:
+            self._status_name = Status.NEW.value
         self._queue = queue
         self._stamp = stamp
         if self._active_start is not None:
@@ -480,6 +483,15 @@ class JobRecord(Guarded):
             self._first = first
         if keeps_places or self._keeps_places:
             self._keeps_places = keeps_places
+
+    def _enter_anew(self, queue: Queue, stamp: int, now: int, previous: Job | None) -> None:
+        """Be put for the first time, as by `_enter`, and into an inbox behind `previous`."""
+        due = self._begin_after
+        self.__dict__.update(_queue=queue, _stamp=stamp, _previous=previous)
+        if due is None:
+            self.__dict__["_begin_after"] = now
+        elif due < now:
+            self.__dict__["_due"] = now
 
     def _begin_anew(self) -> None:
         """Forget what came of a done job; what it has cost to get there is forgotten, too."""

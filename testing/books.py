@@ -12,11 +12,13 @@ from typing import Any
 from ZODB.utils import p64, u64
 
 from perdure.model.callbacks import CallbackProxy
+from perdure.model.compact import unpacked
 from perdure.model.composition import Composite
 from perdure.model.errors import AbortedError, JobTimeoutError
 from perdure.model.failure import Failure
 from perdure.model.job import Job
 from perdure.model.quota import Quota
+from perdure.model.record import JobRecord
 from perdure.model.ref import JobRef, find_job
 from perdure.model.status import Status
 from perdure.testing.callables import LEDGER, Effect, Ledger
@@ -222,4 +224,6 @@ def _load(data: bytes) -> tuple[type, dict[str, Any]]:
     while isinstance(kind, tuple):
         kind = kind[0]
     state = unpickler.load()
+    if issubclass(kind, JobRecord):
+        state = unpacked(state)
     return kind, state if isinstance(state, dict) else {}

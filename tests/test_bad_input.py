@@ -353,6 +353,8 @@ bad("Queue.resize", lambda s: s.queue.resize(1, agent="x"), UnknownSettingError,
 bad("Queue.waiting", lambda s: list(s.queue.waiting("x")), TypeError, "a whole number, not 'x'")
 bad("Queue.keep_completed", set_to("queue", "keep_completed", 5), TypeError, "a timedelta, not 5")
 bad("Queue.keep_failed", set_to("queue", "keep_failed", -SECOND), UnknownSettingError, "negative")
+bad("Queue.put_many", lambda s: s.queue.put_many(5), TypeError, "not 5: give a list")
+bad("Queue.put_many", lambda s: s.queue.put_many([s.new, 5]), NotStorableError, *NO_FUNCTION)
 bad("Queue.transactional", set_to("queue", "transactional", 1), TypeError, "or None, not 1")
 bad("Queues.add", lambda s: s.queues.add(5), TypeError, "the name of a queue is a text, not 5")
 bad("Queues.add", lambda s: s.queues.add(""), UnknownSettingError, "there is a queue '' already")
@@ -675,7 +677,7 @@ NO_ROW = {
             "Agent.interrupt_all", "Agent.claim_jobs", "Agent.kept", "Agent.settle",
             "Agent.settle_completed", "Clock.wait", "CommitErrored",
             "DispatcherRecord.deactivate", "DispatcherRecord.ended",
-            "DispatcherRecord.proved_dead", "Environment.subscribe",
+            "DispatcherRecord.proved_dead", "Environment.stamps", "Environment.subscribe",
             "Environment.tell_of_commit_elsewhere", "Environment.unsubscribe",
             "Environment.wait_for_change", "Environment.wake", "Interrupted", "Job.check_storable",
             "Job.tear_down", "JobErrored", "NeverRetry", "Queue.keep_day_counts",

@@ -789,17 +789,17 @@ def test_a_claimed_job_in_an_odd_status_is_dealt_with(
     find = WorkerActor._find
     odd: list[Any] = []
 
-    def find_odd(worker: WorkerActor, ref: Any) -> Any:
+    def find_odd(worker: WorkerActor, claim: Any) -> Any:
         if not odd:
-            odd.append(ref)
+            odd.append(claim)
             with system.transaction() as connection:
-                job = find_job(connection, ref)
+                job = find_job(connection, claim.ref)
                 job._begin()
                 if status is not Status.ACTIVE:
                     job._end(7)
                 if status is Status.COMPLETED:
                     job._complete()
-        return find(worker, ref)
+        return find(worker, claim)
 
     monkeypatch.setattr(WorkerActor, "_find", find_odd)
     job = Job(operator.add, 1, 2)

@@ -16,12 +16,12 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import ConflictError
 
 from perdure.actors import WorkerActor
+from perdure.actors.messages import Claimed
 from perdure.model import (
     DispatcherRecord,
     Failure,
     GiveUp,
     Job,
-    JobRef,
     NeverRetry,
     ReassignedError,
     Retry,
@@ -296,18 +296,18 @@ def test_a_job_that_was_reassigned_before_it_began_is_an_error_unless_it_was_end
 ) -> None:
     system = systems.start(queues={"": 1})
     find = WorkerActor._find
-    taken: list[JobRef] = []
+    taken: list[Claimed] = []
 
-    def take_before(worker: WorkerActor, ref: JobRef) -> Job | None:
+    def take_before(worker: WorkerActor, claim: Claimed) -> Job | None:
         if not taken:
-            taken.append(ref)
+            taken.append(claim)
             with system.transaction() as connection:
-                job = find_job(connection, ref)
+                job = find_job(connection, claim.ref)
                 if how == "buried":
                     get_queue(connection).dispatchers[system.uuid]["main"].interrupt(job)
                 else:
                     job.cancel()
-        return find(worker, ref)
+        return find(worker, claim)
 
     monkeypatch.setattr(WorkerActor, "_find", take_before)
     ref = system.put(operator.add, 1, 2)
@@ -326,14 +326,14 @@ def test_a_job_in_an_odd_status_is_an_error(
     system = systems.start(queues={"": 1})
     find = WorkerActor._find
 
-    def begin_before(worker: WorkerActor, ref: JobRef) -> Job | None:
+    def begin_before(worker: WorkerActor, claim: Claimed) -> Job | None:
         if not begun:
-            begun.append(ref)
+            begun.append(claim)
             with system.transaction() as connection:
-                find_job(connection, ref)._begin()
-        return find(worker, ref)
+                find_job(connection, claim.ref)._begin()
+        return find(worker, claim)
 
-    begun: list[JobRef] = []
+    begun: list[Claimed] = []
     monkeypatch.setattr(WorkerActor, "_find", begin_before)
     ref = system.put(operator.add, 1, 2)
     assert system.result(ref, timeout=LIMIT) == 3
