@@ -657,7 +657,6 @@ class DispatcherActor(DatabaseActor):
                 # sent to it; all that it has is sent to it again.
                 if self._context.directory.get(agent_role(name, agent)) is not None:
                     agent_state.ready = True
-                agent_state.resend = True
             if state.ours and not self._away:
                 self._join_agents(name, state)
                 self._look_after(name)
