@@ -54,6 +54,7 @@ from perdure.model.queues import find_queues
 from perdure.model.ref import JobRef, find_job
 from perdure.model.retrying import is_disconnect, try_five_times
 from perdure.model.suspension import is_light
+from perdure.storage.hearing import is_to_be_asked
 
 __all__ = ["DispatcherActor"]
 
@@ -67,6 +68,11 @@ LOOK_INTERVAL = timedelta(seconds=1)
 
 SHORTEST_WAIT = timedelta(milliseconds=10)
 """So often at most it works because something comes due."""
+
+SHORTEST_ASK = timedelta(milliseconds=20)
+LONGEST_ASK = timedelta(milliseconds=500)
+"""How often to ask a storage that does not tell of other processes' commits: soon after there was
+something, and twice as long after each time that there was nothing, up to this."""
 
 NO_ANSWER = "the database did not answer"
 CLAIMS_TOLD = 200
@@ -105,6 +111,11 @@ class _AgentFault:
 @dataclass(frozen=True, slots=True)
 class _Look:
     """It is time to look whether a sibling on this host has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """It is time to ask whether another process has put something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +182,8 @@ class _QueueState:
     due: int | None = None
     """When, in microseconds, what comes next since the last work comes due or expires."""
     polled: tuple[AgentPoll, ...] = ()
+    put: tuple[tuple[str, int], ...] = ()
+    """How many jobs were put into each inbox, as far as was seen."""
 
 
 class DispatcherActor(DatabaseActor):
@@ -199,6 +212,7 @@ class DispatcherActor(DatabaseActor):
         self._again_timer: Any = None
         self._poll_timer: Any = None
         self._look_timer: Any = None
+        self._ask_after = SHORTEST_ASK
         self._outage.over()
         self._away = False
 
@@ -210,6 +224,8 @@ class DispatcherActor(DatabaseActor):
         # After a crash, with a stop on its way, only the deactivation is left to do.
         if not self._context.stop.is_set():
             self._poll_and_go_on()
+            if is_to_be_asked(self._context.database):
+                self.tell_later(_Ask(), SHORTEST_ASK)
 
     # Taking in.
 
@@ -499,6 +515,7 @@ class DispatcherActor(DatabaseActor):
             if is_all:
                 claims = self._all_claims(agent, state, claims)
             worked[agent_name] = _Worked(agent._p_oid, claims, is_all, report)
+        self._queues[name].put = _put_into(record.queue)
         queues = find_queues(self._connection)
         # An alias that was made lets jobs go on that were parked.
         watched |= {each._p_oid for each in (queues, queues.aliases) if each is not None}
@@ -640,7 +657,6 @@ class DispatcherActor(DatabaseActor):
                 # sent to it; all that it has is sent to it again.
                 if self._context.directory.get(agent_role(name, agent)) is not None:
                     agent_state.ready = True
-                agent_state.resend = True
             if state.ours and not self._away:
                 self._join_agents(name, state)
                 self._look_after(name)
@@ -826,6 +842,25 @@ class DispatcherActor(DatabaseActor):
         if self._look_timer is None and any(each.siblings for each in self._queues.values()):
             self._look_timer = self.tell_later(_Look(), LOOK_INTERVAL)
 
+    @handles(_Ask)
+    def _ask(self, message: _Ask) -> None:
+        """See whether another process has put something, where nobody tells of it."""
+        if not self._claiming:
+            return
+        found = [] if self._outage.lasts else self._commit(self._names_put_into) or []
+        for name in found:
+            self._work_soon(name)
+        self._ask_after = SHORTEST_ASK if found else min(LONGEST_ASK, 2 * self._ask_after)
+        self.tell_later(_Ask(), self._ask_after)
+
+    def _names_put_into(self) -> list[str]:
+        queues = find_queues(self._connection)
+        return [
+            name
+            for name, state in self._queues.items()
+            if state.ours and name in queues and _put_into(queues[name]) != state.put
+        ]
+
     @handles(_Look)
     def _look(self, message: _Look) -> None:
         """See whether a process of this host has ended, without the database."""
@@ -906,3 +941,7 @@ class DispatcherActor(DatabaseActor):
         if failed or away:
             self._in_touch_since = now
         self._touched = now
+
+
+def _put_into(queue: Queue) -> tuple[tuple[str, int], ...]:
+    return tuple((key, inbox.entries) for key, inbox in queue.inboxes.items())

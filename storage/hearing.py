@@ -6,10 +6,11 @@ from collections.abc import Collection
 from typing import Any
 
 from ZEO.ClientStorage import ClientStorage
+from ZODB.interfaces import IMVCCStorage
 
 from perdure.model.environment import Environment, environment
 
-__all__ = ["hear_of_commits"]
+__all__ = ["hear_of_commits", "is_to_be_asked"]
 
 
 def hear_of_commits(database: Any) -> None:
@@ -21,6 +22,14 @@ def hear_of_commits(database: Any) -> None:
     storage = database.storage
     if isinstance(storage, ClientStorage) and not isinstance(storage._db, _Hearer):
         storage.registerDB(_Hearer(storage._db, environment(database)))
+
+
+def is_to_be_asked(database: Any) -> bool:
+    """Tell whether only a transaction that begins finds out what other processes have committed.
+
+    So it is with storages that keep the versions of objects themselves, as RelStorage does.
+    """
+    return bool(IMVCCStorage.providedBy(database.storage))
 
 
 class _Hearer:
