@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from perdure.model.agent import Agent
     from perdure.model.job import Job
 
-__all__ = ["group_of", "kind_of", "transactional"]
+__all__ = ["group_of", "has_known_callable", "kind_of", "transactional"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -74,6 +74,14 @@ def group_of(job: Job, agent: Agent | None = None) -> str:
         said = None if agent is None else agent.transactional
         said = queue.transactional if said is None else said
     return job.callable_name if said else ""
+
+
+def has_known_callable(job: Job) -> bool:
+    """Tell whether what `job`, which is loaded, calls was found in this process by its name."""
+    stored = job._callable
+    if not isinstance(stored, str):
+        return False
+    return current_name(job, stored) in environment(job._p_jar.db()).kinds
 
 
 def kind_of(job: Job) -> tuple[bool, bool]:
