@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -130,7 +130,7 @@ class World:
 
     def proofs_of(self, process: Process) -> Proofs:
         """Return how that process finds out who has ended."""
-        return _Proofs(self, process.host)
+        return _Proofs(self.living, process.host)
 
     # Turns.
 
@@ -300,14 +300,17 @@ class _Observer(SteppedStorage):
 
 
 class _Proofs:
-    """Who has ended, seen from one host."""
+    """Who has ended, seen from one host.
 
-    def __init__(self, world: World, host: str) -> None:
-        self._world = world
+    A database's environment has it, and must not keep the world alive, and all that is in it.
+    """
+
+    def __init__(self, living: Set[str], host: str) -> None:
+        self._living = living
         self._host = host
 
     def may_be_proved(self, incarnation: Incarnation, /) -> bool:
         return incarnation.host == self._host
 
     def proved_dead(self, incarnation: Incarnation, own: Incarnation | None = None, /) -> bool:
-        return self.may_be_proved(incarnation) and incarnation.token not in self._world.living
+        return self.may_be_proved(incarnation) and incarnation.token not in self._living
