@@ -1,8 +1,8 @@
 """Every scenario with a crash in every place, and with an error of the storage in every place.
 
-Usually the crashes are before and after each commit, and each call has one of the errors. With
-``PERDURE_TEST_SIMULATED=long`` they are at every call, the recovery of the small scenarios
-crashes as well, and each call has each of the errors.
+The crashes are before and after each call of the storage. Usually few scenarios have errors, one
+of them at each call. With ``PERDURE_TEST_SIMULATED=long`` the recovery of the small scenarios
+crashes as well, and all scenarios have each of the errors at each call.
 """
 
 from __future__ import annotations
@@ -79,7 +79,6 @@ def test_a_crash_in_any_place_does_no_harm(scenario: Scenario, long_run: bool) -
         scenario.play,
         scenario.check,
         restarts=scenario.restarts,
-        kinds=None if long_run else ("finish",),
         recoveries=2 if long_run and scenario.small else 1,
         **settings_of(scenario),
     )
