@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -140,7 +140,7 @@ def break_everywhere(
     the scenario; the process has to go on by itself.
 
     :param in_turn: strike each call with one of the faults, in turn, instead of with each: a
-        sample that takes as many runs as there are calls.
+        sample that takes at most as many runs as there are calls.
     :param chooser: makes the chooser of each run (default: each thread as long as it can).
     :param rest_limit: how much time may pass until there is nothing to do.
     """
@@ -161,14 +161,15 @@ def break_everywhere(
 def _break_everywhere(runner: Runner, plan: _Plan, recoveries: int) -> BreakReport:
     __tracebackhide__ = True
     calls = plan.calls_of(runner.run((), marking=plan.merges))
-    runs, points = 1, plan.points(calls)
-    for strike in shown("runs with a fault", plan.strikes(0, calls, runner.marks)):
+    runs, points = 1, plan.points(calls, runner.of_scenario)
+    strikes = plan.strikes(0, calls, runner.marks, runner.of_scenario)
+    for strike in shown("runs with a fault", strikes):
         again = recoveries == 2 and strike.fault.crashes
         recovery_calls = plan.calls_of(runner.run((strike,), marking=again and plan.merges))
         runs += 1
         if again:
-            points += plan.points(recovery_calls)
-            for second in plan.strikes(1, recovery_calls, runner.marks):
+            points += plan.points(recovery_calls, runner.of_scenario)
+            for second in plan.strikes(1, recovery_calls, runner.marks, runner.of_scenario):
                 runner.run((strike, second))
                 runs += 1
     return BreakReport(len(calls), runs, points)
@@ -193,22 +194,34 @@ class _Plan:
         """Return those calls that are to be broken."""
         return [call for call in calls if self.kinds is None or call.kind in self.kinds]
 
-    def points(self, calls: Sequence[Call]) -> int:
-        """Return how many points there are at these calls."""
-        return len(calls) * (1 if self.in_turn else len(self.faults))
-
-    def strikes(
-        self, life: int, calls: Sequence[Call], marks: Mapping[tuple[int, bool], Mark]
-    ) -> list[Strike]:
-        """Return what is to be tried in one life of a process that has had these calls.
-
-        `marks` are those before and after each call, none after one that has raised.
-        """
-        strikes = []
-        seen: set[Mark] = set()
+    def _points(
+        self, calls: Sequence[Call], of_scenario: Collection[int]
+    ) -> Iterator[tuple[Call, int, Fault]]:
         for call, (index, fault) in itertools.product(calls, enumerate(self.faults)):
             if self.in_turn and index != call.number % len(self.faults):
                 continue
+            if fault.crashes or call.number not in of_scenario:
+                yield call, index, fault
+
+    def points(self, calls: Sequence[Call], of_scenario: Collection[int]) -> int:
+        """Return how many points there are at these calls; see `strikes`."""
+        return sum(1 for _ in self._points(calls, of_scenario))
+
+    def strikes(
+        self,
+        life: int,
+        calls: Sequence[Call],
+        marks: Mapping[tuple[int, bool], Mark],
+        of_scenario: Collection[int],
+    ) -> list[Strike]:
+        """Return what is to be tried in one life of a process that has had these calls.
+
+        `marks` are those before and after each call, none after one that has raised. The calls
+        `of_scenario`, by number, are struck by crashes alone.
+        """
+        strikes = []
+        seen: set[Mark] = set()
+        for call, index, fault in self._points(calls, of_scenario):
             if self.merges and fault.crashes:
                 mark = marks.get((call.number, fault.after))
                 if mark is None or mark in seen:
@@ -267,6 +280,8 @@ class Runner:
     """How many events there were when the last fault struck."""
     marks: dict[tuple[int, bool], Mark] = field(default_factory=dict)
     """What a crash would have left before a call, by number, or (True) after it."""
+    of_scenario: set[int] = field(default_factory=set)
+    """The calls that the scenario made itself, by number."""
     watch: ApplicationWatch | None = None
     function = "crash_everywhere"
 
@@ -348,7 +363,7 @@ class Runner:
         # A scenario may start the process again, whose calls count on.
         calls: list[Call] = []
         numbers: dict[Call, int] = {}
-        self.marks = {}
+        self.marks, self.of_scenario = {}, set()
 
         def mark(call: Call, after: bool) -> None:
             if self.watch is not None:
@@ -362,8 +377,10 @@ class Runner:
             numbers[given] = call.number
             calls.append(call)
             mark(call, after=False)
+            if world.scheduler.is_driver:
+                self.of_scenario.add(call.number)
             fault = planned.get(call.number)
-            if fault is None or (not fault.crashes and world.scheduler.is_driver):
+            if fault is None or (not fault.crashes and call.number in self.of_scenario):
                 return None
             self.struck.append(f"{fault} {call}, in {world.scheduler.who}")
             self.until = len(world.scheduler.trace)

@@ -265,5 +265,5 @@ def test_a_crash_of_the_recovery_is_run_where_it_leaves_something_else() -> None
 def test_other_faults_strike_each_call() -> None:
     faults = [*CRASHES, Fault.fail(ClientDisconnected("gone"))]
     report = break_everywhere(lambda process: process.put(add, "n"), faults=faults)
-    assert report.points == 3 * report.calls
-    assert report.calls < report.runs < 2 * report.calls
+    assert 2.5 * report.calls < report.points < 3 * report.calls
+    assert report.calls / 2 < report.runs < report.points / 2
