@@ -271,7 +271,9 @@ class SteppedStorage:
     def _strike(self, fault: Fault, call: Call) -> None:
         if fault.error is not None:
             self._scheduler.note(f"fails in {call}: {fault.error!r}")
-            raise fault.error
+            # It would keep where it was raised before, in other runs, and all that was there.
+            fault.error.__context__ = None
+            raise fault.error.with_traceback(None)
         if not fault.crashes:
             return
         self._scheduler.note(f"CRASHES {'after' if fault.after else 'before'} {call}")
