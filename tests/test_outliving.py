@@ -32,8 +32,8 @@ from perdure.testing import (
 from perdure.testing.crashes import CRASHES, Runner, Strike
 from perdure.testing.scheduler import nothing_logged
 from perdure.testing.world import REST_LIMIT
-from support.outside import Outside, States
-from support.simulated import add, doze, letters
+from support.outside import InTurns, Outside, States
+from support.simulated import add, letters
 
 SECOND = timedelta(seconds=1)
 
@@ -46,9 +46,14 @@ def no_letters() -> None:
 # What is not run would have been recovered in the same way.
 
 
+async def rest(*told: Any) -> str:
+    await asyncio.sleep(1.0)
+    return "rested"
+
+
 def several_jobs(process: Process) -> None:
     job = Job(add, "n")
-    job.add_callback(Job(doze, 1.0))
+    job.add_callback(Job(rest))
     process.put(job)
     process.world.advance(SECOND / 2)
     process.put(add, "m")
@@ -86,14 +91,18 @@ class Telling(Runner):
     ("others", "restarts", "chooser"),
     [
         (nobody, True, lambda: None),
-        (a_sibling, False, lambda: None),
+        (a_sibling, False, InTurns),
         (nobody, True, lambda: Seeded(1)),
     ],
     ids=["alone", "left to a sibling", "by lot"],
 )
 def test_crashes_that_leave_the_same_are_recovered_in_the_same_way(
-    others: Callable[[World], object], restarts: bool, chooser: Callable[[], Any]
+    others: Callable[[World], object],
+    restarts: bool,
+    chooser: Callable[[], Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(outliving, "RUNTIME", (*outliving.RUNTIME, InTurns.__module__))
     runner = Telling(
         several_jobs, nothing, nothing, chooser, REST_LIMIT, {}, others=others, restarts=restarts
     )

@@ -1,14 +1,26 @@
-"""What jobs do outside of the database, looked at in each place where a crash could come."""
+"""What jobs do outside of the database, looked at in each place where a crash could come.
+
+What is here must not count as an application's code itself: see `perdure.testing.outliving`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from perdure.testing import Process
+from perdure.testing.choosers import Calm
 from perdure.testing.outliving import ApplicationWatch, Mark, mark_of
 from support.simulated import letters
 
-__all__ = ["Outside", "States"]
+__all__ = ["InTurns", "Outside", "States"]
+
+
+class InTurns(Calm):
+    """Lets another go on at each point; what it chooses depends on nothing else."""
+
+    def choose(self, names: Sequence[str], goes_on: bool, /) -> int:
+        return int(goes_on)
 
 
 class Outside:
@@ -19,10 +31,7 @@ class Outside:
 
 
 class States:
-    """Notes what is outside wherever a mark is taken.
-
-    Its own code must not count as an application's.
-    """
+    """Notes what is outside wherever a mark is taken."""
 
     def __init__(self) -> None:
         self.by_mark: dict[Mark, set[tuple[object, ...]]] = {}
