@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from perdure.model.agent import Agent
     from perdure.model.job import Job
 
-__all__ = ["agent_word", "group_of", "has_own_word", "kind_of", "transactional"]
+__all__ = [
+    "agent_word",
+    "group_of",
+    "has_known_callable",
+    "has_own_word",
+    "kind_of",
+    "transactional",
+]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -93,6 +100,14 @@ def has_own_word(job: Job) -> bool:
 def agent_word(agent: Agent) -> bool | None:
     """Return what an agent, or else its queue, says of jobs that do not say it themselves."""
     return agent.queue.transactional if agent.transactional is None else agent.transactional
+
+
+def has_known_callable(job: Job) -> bool:
+    """Tell whether what `job`, which is loaded, calls was found in this process by its name."""
+    stored = job._callable
+    if not isinstance(stored, str):
+        return False
+    return current_name(job, stored) in environment(job._p_jar.db()).kinds
 
 
 def kind_of(job: Job) -> tuple[bool, bool]:

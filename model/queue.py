@@ -26,7 +26,7 @@ from perdure.model.errors import (
 )
 from perdure.model.following import followers, whole_of
 from perdure.model.given import checked_index, checked_name, checked_stored
-from perdure.model.groupable import group_of, has_own_word
+from perdure.model.groupable import group_of, has_known_callable, has_own_word
 from perdure.model.guarded import Choice, Guarded
 from perdure.model.happenings import announce_parked
 from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
@@ -204,7 +204,7 @@ class Queue(Guarded):
                     jar.add(job)
                     previous = job
                     stamp += 1
-                inbox.add_all(previous, len(new))
+                inbox.add_all(new[-1], len(new))
             self._wake_after_commit()
         for job in jobs:
             if job._queue is None:
@@ -456,6 +456,8 @@ class Queue(Guarded):
         return all(quota is None or quota.has_room() for quota in quotas)
 
     def _take_quotas(self, job: Job) -> bool:
+        if not job._quota_names:
+            return True
         quotas = [self.quotas[name] for name in job.quota_names if name in self.quotas]
         if not all(quota.keeps(job) or quota.has_room() for quota in quotas):
             return False
@@ -504,6 +506,8 @@ class Queue(Guarded):
     def _unresolved(self, job: Job) -> str:
         """Return the name that keeps `job` from running in this process, or ''."""
         unresolved = self._environment.unresolved
+        if type(job) is Job and is_whole(job) and has_known_callable(job):
+            return ""
         try:
             check_resolvable(job, unresolved)
             if isinstance(job, InternalJob):
@@ -585,13 +589,13 @@ class Queue(Guarded):
                 stripe.advance(key, entries)
 
     def _line_key(self, job: Job) -> LineKey:
+        if type(job) is Job and is_loadable(job) and not job._quota_names and not job._deaths:
+            group = group_of(job) if not job._claim and is_whole(job) else ""
+            return LineKey(group=group, by_queue=bool(group) and not has_own_word(job))
         suspect = is_suspect(job)
         if isinstance(job, InternalJob):
             return LineKey(internal=True, suspect=suspect)
-        group = group_of(job) if is_whole(job) and not job._claim else ""
-        by_queue = bool(group) and not has_own_word(job)
-        quotas = self._needed_quotas(job)
-        return LineKey(quotas, suspect=suspect, group=group, by_queue=by_queue)
+        return LineKey(self._needed_quotas(job), suspect=suspect)
 
     def telling_oids(self) -> frozenset[bytes]:
         """Return the oids of the records that say that there may be something to claim.

@@ -119,7 +119,7 @@ def is_whole(job: Any) -> bool:
 
 def previous_of(job: Any) -> Job | None:
     """Return the job that was put before, into the same inbox."""
-    found: Job | None = _object(job, "_previous")
+    found: Job | None = job._previous if is_loadable(job) else _object(job, "_previous")
     return found
 
 
@@ -161,6 +161,10 @@ def status_of(job: Any) -> Status:
 
 def position_of(job: Any) -> tuple[int, int]:
     """Return when a waiting job is due and when it was put, in microseconds."""
+    if is_loadable(job):
+        if job._first:
+            return 0, job._stamp
+        return (job._begin_after or 0) if job._due is None else job._due, job._stamp
     if stored(job, "_first", False):
         return 0, stored(job, "_stamp", 0)
     due = stored(job, "_due", None)
@@ -169,6 +173,8 @@ def position_of(job: Any) -> tuple[int, int]:
 
 def deadline_of(job: Any) -> int | None:
     """Return by when a waiting job is to begin, in microseconds, or None."""
+    if is_loadable(job) and job._begin_by is None:
+        return None
     begin_by = stored(job, "_begin_by", None)
     begin_after = stored(job, "_begin_after", None)
     return None if begin_by is None or begin_after is None else begin_after + begin_by

@@ -132,7 +132,7 @@ def tell_of_wait(what: str, error: Exception, count: int, extra: dict[str, Any])
 
 def never_fail(
     call: Callable[[], T],
-    identifier: str,
+    identifier: object,
     tm: TransactionManager,
     stop: StopSignal | None = None,
 ) -> T:
@@ -158,7 +158,7 @@ def never_fail(
 
 
 def keep_at_it(
-    call: Callable[[], T], identifier: str, tm: TransactionManager, stop: StopSignal
+    call: Callable[[], T], identifier: object, tm: TransactionManager, stop: StopSignal
 ) -> T:
     """Do as `never_fail`, first in the transaction that was begun and has no changes yet."""
     return _keep_at_it(call, identifier, tm, stop, any_error=True, begun=True)
@@ -166,7 +166,7 @@ def keep_at_it(
 
 def wait_for_system_recovery(
     call: Callable[[], T],
-    identifier: str,
+    identifier: object,
     tm: TransactionManager,
     stop: StopSignal | None = None,
 ) -> T | Failure:
@@ -198,7 +198,7 @@ def wait_for_system_recovery(
 
 def try_five_times(
     call: Callable[[], T],
-    identifier: str,
+    identifier: object,
     tm: TransactionManager,
     stop: StopSignal | None = None,
     *,
@@ -245,7 +245,7 @@ def try_five_times(
 
 def _keep_at_it(
     call: Callable[[], T],
-    identifier: str,
+    identifier: object,
     tm: TransactionManager,
     stop: StopSignal | None,
     *,
@@ -312,7 +312,7 @@ def _level(error: Exception) -> int:
 
 
 def _attempt(
-    call: Callable[[], T], identifier: str, tm: TransactionManager, *, begun: bool = False
+    call: Callable[[], T], identifier: object, tm: TransactionManager, *, begun: bool = False
 ) -> T:
     """Call in a transaction of its own and commit that; abort it and raise on any error."""
     try:

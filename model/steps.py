@@ -150,7 +150,7 @@ class Steps:
         root = self._fence is not None and job is self._fence.root
         with nullcontext() if root else placed(**fields(job)):
             keep = keep_at_it if begun else never_fail
-            keep(checked, f"{what} {job!r}", self._manager, self._stop)
+            keep(checked, _Doing(what, job), self._manager, self._stop)
 
     def _complete(self, job: Job) -> None:
         def complete() -> None:
@@ -217,6 +217,17 @@ class Steps:
     def _late(self, job: Job) -> bool:
         deadline = job.deadline
         return deadline is not None and deadline < self._clock.now()
+
+
+class _Doing:
+    """What is done to a job, for the log: the text is made only if it is needed."""
+
+    def __init__(self, what: str, job: Job) -> None:
+        self._what = what
+        self._job = job
+
+    def __str__(self) -> str:
+        return f"{self._what} {self._job!r}"
 
 
 def place_of(job: Job) -> Place:

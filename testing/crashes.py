@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 from perdure.testing.choosers import Chooser
 from perdure.testing.errors import ProcessCrashed, SimulationError
+from perdure.testing.outliving import ApplicationWatch, Mark, can_watch, mark_of
 from perdure.testing.process import Process
 from perdure.testing.progress import shown
 from perdure.testing.scheduler import nothing_logged
@@ -34,9 +35,6 @@ def _name(function: object) -> str:
 
 CRASHES = (Fault.crash(), Fault.crash(after=True))
 
-AFTER_AS_BEFORE = frozenset(("load", "sync", "oid", "store", "check", "vote", "abort"))
-"""A crash after such a call leaves what one before it leaves: nothing of it outlives a process."""
-
 
 class BrokenError(AssertionError):
     """A scenario did not survive a fault; the text tells which, what went before, and why."""
@@ -44,10 +42,10 @@ class BrokenError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class BreakReport:
-    """How many calls of the storage there were, and in how many runs they were broken.
+    """How many calls of the storage there were, and at how many points a fault was tried.
 
-    `points` counts the crashes that this covers: those after a call too that, since they leave
-    what the crash before it leaves, were not run.
+    There are fewer `runs` than points where crashes at several points leave the same, of which
+    one was run. `calls` are those of the run without a fault, which is one of the `runs`.
     """
 
     calls: int
@@ -55,7 +53,10 @@ class BreakReport:
     points: int = 0
 
     def __str__(self) -> str:
-        return f"{self.calls} calls of the storage, broken in {self.runs} runs"
+        return (
+            f"{self.calls} calls of the storage, broken at {self.points} points "
+            f"in {self.runs} runs"
+        )
 
 
 def crash_everywhere(
@@ -67,17 +68,19 @@ def crash_everywhere(
     restarts: bool = True,
     recoveries: int = 1,
     kinds: Collection[str] | None = None,
+    every_point: bool = False,
     at: str = "",
     **settings: Any,
 ) -> BreakReport:
     """Run a scenario, and again with a crash at each call of its storage; check what is left.
 
-    First it is run to the end once, and the calls of the storage are counted. Then, for each of
-    them, twice: with a crash before it and with one after it (but for those calls that leave
-    nothing behind: a crash after them is the one before them). After each crash the process is
-    started again, with what is on the disk alone, time passes until there is nothing to do, and
-    it is checked that the invariants hold (`perdure.model.check`), that every job whose `put` has
-    returned is there and has ended, and that `check` raises nothing.
+    First it is run to the end once, and the calls of the storage are counted. There are two
+    points for each of them: a crash before it and one after it. For each point it is run again,
+    but for those that leave what one before them leaves: since then nothing was done to the disk,
+    no time has passed, no other process had a turn, and no code but Perdure's has run. After each
+    crash the process is started again, with what is on the disk alone, time passes until there is
+    nothing to do, and it is checked that the invariants hold (`perdure.model.check`), that every
+    job whose `put` has returned is there and has ended, and that `check` raises nothing.
 
     :param scenario: called with a `Process` that was just started: puts jobs, lets time pass.
         Whatever it does has to be the same each time. The crash ends it.
@@ -91,6 +94,9 @@ def crash_everywhere(
     :param kinds: crash at calls of these kinds alone; ``("finish",)`` is before and after each
         commit, which takes a fraction of the time: in between only what happens outside of the
         database makes a difference.
+    :param every_point: True runs each point, also those that leave what one before them leaves;
+        for jobs that do something outside of the database in code written in C, say. So it is
+        while a profiler is at work, too.
     :param at: repeats one run alone, as the text of a failure gives it, with all that is logged.
     :param settings: for the process, as for `World.process`.
     :raises BrokenError: at the first crash that does harm.
@@ -105,6 +111,7 @@ def crash_everywhere(
         restarts=restarts,
         recoveries=recoveries,
         kinds=kinds,
+        every_point=every_point,
         at=at,
         **settings,
     )
@@ -120,6 +127,7 @@ def break_everywhere(
     restarts: bool = True,
     recoveries: int = 1,
     kinds: Collection[str] | None = None,
+    every_point: bool = False,
     at: str = "",
     in_turn: bool = False,
     chooser: Callable[[], Chooser | None] = lambda: None,
@@ -132,7 +140,7 @@ def break_everywhere(
     the scenario; the process has to go on by itself.
 
     :param in_turn: strike each call with one of the faults, in turn, instead of with each: a
-        sample that takes as many runs as there are calls.
+        sample that takes at most as many runs as there are calls.
     :param chooser: makes the chooser of each run (default: each thread as long as it can).
     :param rest_limit: how much time may pass until there is nothing to do.
     """
@@ -142,49 +150,85 @@ def break_everywhere(
     runner = Runner(
         scenario, check, setup, chooser, rest_limit, settings, others=others, restarts=restarts
     )
+    plan = _Plan(faults, kinds, in_turn, every_point or not can_watch())
     if at:
         runner.run(_parse(at, faults))
         return BreakReport(0, 1)
     with nothing_logged():
-        return _break_everywhere(runner, faults, recoveries, kinds, in_turn)
+        return _break_everywhere(runner, plan, recoveries)
 
 
-def _break_everywhere(
-    runner: Runner,
-    faults: Sequence[Fault],
-    recoveries: int,
-    kinds: Collection[str] | None,
-    in_turn: bool,
-) -> BreakReport:
+def _break_everywhere(runner: Runner, plan: _Plan, recoveries: int) -> BreakReport:
     __tracebackhide__ = True
-    calls = _of(kinds, runner.run(()))
-    runs, points = 1, 0
-    for strike in shown("runs with a fault", [*_strikes(0, calls, faults, in_turn)]):
-        points += strike.points
-        recovery_calls = _of(kinds, runner.run((strike,)))
+    calls = plan.calls_of(runner.run((), marking=plan.merges))
+    runs, points = 1, plan.points(calls, runner.of_scenario)
+    strikes = plan.strikes(0, calls, runner.marks, runner.of_scenario)
+    for strike in shown("runs with a fault", strikes):
+        again = recoveries == 2 and strike.fault.crashes
+        recovery_calls = plan.calls_of(runner.run((strike,), marking=again and plan.merges))
         runs += 1
-        if recoveries == 2 and strike.fault.crashes:
-            for second in _strikes(1, recovery_calls, faults, in_turn):
-                points += second.points
+        if again:
+            points += plan.points(recovery_calls, runner.of_scenario)
+            for second in plan.strikes(1, recovery_calls, runner.marks, runner.of_scenario):
                 runner.run((strike, second))
                 runs += 1
     return BreakReport(len(calls), runs, points)
 
 
-def _of(kinds: Collection[str] | None, calls: Sequence[Call]) -> list[Call]:
-    return [call for call in calls if kinds is None or call.kind in kinds]
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Which faults are to strike which calls, and whether each of the crashes is to be run."""
 
+    faults: Sequence[Fault]
+    kinds: Collection[str] | None
+    in_turn: bool
+    every_point: bool
 
-def _strikes(
-    life: int, calls: Sequence[Call], faults: Sequence[Fault], in_turn: bool
-) -> Iterator[Strike]:
-    """Return what is to be tried in one life of a process that has had these calls."""
-    both = Fault.crash() in faults and not in_turn
-    for call, (index, fault) in itertools.product(calls, enumerate(faults)):
-        same = both and fault.crashes and call.kind in AFTER_AS_BEFORE
-        if (in_turn and index != call.number % len(faults)) or same and fault.after:
-            continue
-        yield Strike(life, call.number, index, fault, points=1 + same)
+    @property
+    def merges(self) -> bool:
+        """Whether of several crashes that leave the same one is enough."""
+        crashes = any(fault.crashes for fault in self.faults)
+        return crashes and not self.every_point and not self.in_turn
+
+    def calls_of(self, calls: Sequence[Call]) -> list[Call]:
+        """Return those calls that are to be broken."""
+        return [call for call in calls if self.kinds is None or call.kind in self.kinds]
+
+    def _points(
+        self, calls: Sequence[Call], of_scenario: Collection[int]
+    ) -> Iterator[tuple[Call, int, Fault]]:
+        for call, (index, fault) in itertools.product(calls, enumerate(self.faults)):
+            if self.in_turn and index != call.number % len(self.faults):
+                continue
+            if fault.crashes or call.number not in of_scenario:
+                yield call, index, fault
+
+    def points(self, calls: Sequence[Call], of_scenario: Collection[int]) -> int:
+        """Return how many points there are at these calls; see `strikes`."""
+        return sum(1 for _ in self._points(calls, of_scenario))
+
+    def strikes(
+        self,
+        life: int,
+        calls: Sequence[Call],
+        marks: Mapping[tuple[int, bool], Mark],
+        of_scenario: Collection[int],
+    ) -> list[Strike]:
+        """Return what is to be tried in one life of a process that has had these calls.
+
+        `marks` are those before and after each call, none after one that has raised. The calls
+        `of_scenario`, by number, are struck by crashes alone.
+        """
+        strikes = []
+        seen: set[Mark] = set()
+        for call, index, fault in self._points(calls, of_scenario):
+            if self.merges and fault.crashes:
+                mark = marks.get((call.number, fault.after))
+                if mark is None or mark in seen:
+                    continue
+                seen.add(mark)
+            strikes.append(Strike(life, call.number, index, fault))
+        return strikes
 
 
 def names_of(scenario: Scenario, check: Check, setup: Scenario = _nothing) -> str:
@@ -201,7 +245,6 @@ class Strike:
     number: int
     index: int
     fault: Fault
-    points: int = 1
 
     def __str__(self) -> str:
         return f"{self.number}:{self.index}"
@@ -235,12 +278,26 @@ class Runner:
     struck: list[str] = field(default_factory=list)
     until: int | None = None
     """How many events there were when the last fault struck."""
+    marks: dict[tuple[int, bool], Mark] = field(default_factory=dict)
+    """What a crash would have left before a call, by number, or (True) after it."""
+    of_scenario: set[int] = field(default_factory=set)
+    """The calls that the scenario made itself, by number."""
+    watch: ApplicationWatch | None = None
     function = "crash_everywhere"
 
-    def run(self, strikes: tuple[Strike, ...]) -> list[Call]:
-        """Run it, and return the calls of the last life of the process."""
+    def run(self, strikes: tuple[Strike, ...], marking: bool = False) -> list[Call]:
+        """Run it, and return the calls of the last life of the process.
+
+        Those have marks then, if `marking`, which takes longer.
+        """
         __tracebackhide__ = True
         self.struck, self.until = [], None
+        self.watch = ApplicationWatch() if marking else None
+        with self.watch.watching() if self.watch else contextlib.nullcontext():
+            return self._run_in_a_world(strikes)
+
+    def _run_in_a_world(self, strikes: tuple[Strike, ...]) -> list[Call]:
+        __tracebackhide__ = True
         with self.world() as world:
             try:
                 return self._run(world, strikes)
@@ -272,7 +329,7 @@ class Runner:
                 raise SimulationError(f"{process!r} has ended without a fault")
             self.crashed(world)
             calls = self._live(world, process, strikes, life)
-        process.on_call = lambda call: None
+        process.on_call = process.on_called = lambda call: None
         if process.is_running:
             self._verify(world, process)
             return calls
@@ -305,18 +362,32 @@ class Runner:
         planned = {strike.number: strike.fault for strike in strikes if strike.life == life}
         # A scenario may start the process again, whose calls count on.
         calls: list[Call] = []
+        numbers: dict[Call, int] = {}
+        self.marks, self.of_scenario = {}, set()
+
+        def mark(call: Call, after: bool) -> None:
+            if self.watch is not None:
+                self.marks[call.number, after] = mark_of(process, self.watch)
+
+        def on_called(call: Call) -> None:
+            mark(replace(call, number=numbers.pop(call)), after=True)
 
         def on_call(call: Call) -> Fault | None:
-            call = replace(call, number=len(calls) + 1)
+            given, call = call, replace(call, number=len(calls) + 1)
+            numbers[given] = call.number
             calls.append(call)
+            mark(call, after=False)
+            if world.scheduler.is_driver:
+                self.of_scenario.add(call.number)
             fault = planned.get(call.number)
-            if fault is None or (not fault.crashes and world.scheduler.is_driver):
+            if fault is None or (not fault.crashes and call.number in self.of_scenario):
                 return None
             self.struck.append(f"{fault} {call}, in {world.scheduler.who}")
             self.until = len(world.scheduler.trace)
             return fault
 
         process.on_call = on_call
+        process.on_called = on_called
         return calls
 
     def _verify(self, world: World, process: Process) -> None:

@@ -74,6 +74,8 @@ class Disk:
     def __init__(self, storage: Any = None) -> None:
         self.base = MemoryStorage() if storage is None else storage
         self.commits: list[Commit] = []
+        self.changes = 0
+        """How often anything on it has changed, be it that an id of it was used up."""
         self._sides: list[SteppedStorage] = []
         self._holder: tuple[SteppedStorage, Any] | None = None
         self._records: dict[bytes, bytes] = {}
@@ -119,6 +121,7 @@ class Disk:
 
     def begin(self, side: SteppedStorage, transaction: Any, now: datetime) -> None:
         """Begin a commit; to be called when it is free."""
+        self.changes += 1
         # As the storages do with the machine's time: the same clock, the same ids.
         stamp = TimeStamp(
             now.year, now.month, now.day, now.hour, now.minute, now.second + now.microsecond / 1e6
@@ -141,6 +144,7 @@ class Disk:
         """Commit, and tell the others."""
         assert self._holder is not None
         side = self._holder[0]
+        self.changes += 1
         tid: bytes = self.base.tpc_finish(transaction, on_finish)
         records = tuple(sorted(self._records.items()))
         self.commits.append(Commit(tid, side.process_name, records))
@@ -149,6 +153,17 @@ class Disk:
                 other.hear(tid, list(self._records))
         self._free()
         return tid
+
+    def new_oid(self) -> bytes:
+        """Return the id of an object to come."""
+        self.changes += 1
+        oid: bytes = self.base.new_oid()
+        return oid
+
+    def pack(self, time: float, references: Any) -> None:
+        """Drop what is not needed any more."""
+        self.changes += 1
+        self.base.pack(time, references)
 
     def abort(self, transaction: Any) -> None:
         """Take the transaction back."""

@@ -117,6 +117,8 @@ class Process:
         self.starts = 0
         self.on_call: Callable[[Call], Fault | None] = lambda call: None
         """Called before each call of its storage, across restarts; may return a `Fault`."""
+        self.on_called: Callable[[Call], None] = lambda call: None
+        """Called after each that has raised nothing."""
         self._queues = queues
         self._settings = settings
         self._owner = Owner(name)
@@ -180,6 +182,7 @@ class Process:
             world.disk, world.scheduler, self.clock, self.name, self.crash
         )
         storage.on_call = lambda call: self.on_call(call)
+        storage.on_called = lambda call: self.on_called(call)
         self._database = _Database(storage, world.scheduler, world.class_factory)
         known = environment(self._database)
         known.clock = self.clock

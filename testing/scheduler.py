@@ -14,6 +14,7 @@ import logging
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -182,6 +183,13 @@ class Scheduler:
         """At which kinds of points the baton may be handed on; None: at all."""
         self.seconds = 0.0
         self.trace: list[Event] = []
+        self.choices = 0
+        """How often the chooser was asked."""
+        self.turns: Counter[str] = Counter()
+        """How often the threads of each owner were given the baton, by its name.
+
+        For the test, how often it began or ended something else as well.
+        """
         self._tasks: list[Task] = []
         self._by_thread: dict[int, Task] = {}
         self._waiters: dict[threading.Condition, list[Task]] = {}
@@ -283,6 +291,7 @@ class Scheduler:
             raise SimulationError("only the test itself can let time pass")
         if points is not None and points <= 0:
             return
+        self.turns[DRIVER] += 1
         self._limit = self.seconds if until is None else until
         self._points_left = points
         task.state = _State.IDLE
@@ -298,9 +307,11 @@ class Scheduler:
             return
         self._waits_since = self.seconds
         before, self.driver.owner = self.driver.owner, owner
+        self.turns[DRIVER] += 1
         try:
             yield
         finally:
+            self.turns[DRIVER] += 1
             self.driver.owner = before
             if owner.gone:
                 self.end(owner)
@@ -406,6 +417,8 @@ class Scheduler:
 
     def _give(self, task: Task) -> None:
         self._current = task
+        # Whoever the test acts for, its turns are its own.
+        self.turns[DRIVER if task is self.driver or task.owner is None else task.owner.name] += 1
         task.turn.release()
 
     def _hand_on(self, task: Task, to: Task | None = None) -> None:
@@ -450,6 +463,7 @@ class Scheduler:
                     ready.insert(0, current)
                 if len(ready) == 1:
                     return ready[0]
+                self.choices += 1
                 return ready[self.chooser.choose([task.name for task in ready], goes_on)]
             if self._let_time_pass():
                 return self.driver

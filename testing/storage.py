@@ -94,6 +94,8 @@ class SteppedStorage:
         self.process_name = process_name
         self.faults: dict[int, Fault] = {}
         self.on_call: Callable[[Call], Fault | None] = lambda call: None
+        self.on_called: Callable[[Call], None] = lambda call: None
+        """Called after each that has raised nothing."""
         self.on_foreign_commit: Callable[[Collection[bytes] | None], None] = lambda oids: None
         """Called with the oids of what another process has committed, None: of anything."""
         self.calls: list[Call] = []
@@ -177,8 +179,7 @@ class SteppedStorage:
 
     def new_oid(self) -> bytes:
         self._check()
-        oid: bytes = self._disk.base.new_oid()
-        return oid
+        return self._disk.new_oid()
 
     def tpc_begin(self, transaction: Any) -> None:
         self._do("begin", "", lambda: self._begin(transaction))
@@ -232,7 +233,7 @@ class SteppedStorage:
         self._do("abort", "", lambda: self._disk.abort(transaction))
 
     def pack(self, time: float, references: Any) -> None:
-        self._do("pack", "", lambda: self._disk.base.pack(time, references))
+        self._do("pack", "", lambda: self._disk.pack(time, references))
 
     # The points.
 
@@ -262,6 +263,7 @@ class SteppedStorage:
                 self._strike(fault, call)
         self._check(transaction)
         result = act()
+        self.on_called(call)
         if fault is not None and fault.after:
             self._strike(fault, call)
         return result
@@ -269,7 +271,9 @@ class SteppedStorage:
     def _strike(self, fault: Fault, call: Call) -> None:
         if fault.error is not None:
             self._scheduler.note(f"fails in {call}: {fault.error!r}")
-            raise fault.error
+            # It would keep where it was raised before, in other runs, and all that was there.
+            fault.error.__context__ = None
+            raise fault.error.with_traceback(None)
         if not fault.crashes:
             return
         self._scheduler.note(f"CRASHES {'after' if fault.after else 'before'} {call}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -11,12 +11,15 @@ from typing import Any, Self
 import transaction
 import ZODB
 
+from perdure.model import names
+from perdure.model.aliases import current_name
 from perdure.model.check import check
 from perdure.model.describing import job_details
 from perdure.model.environment import environment
-from perdure.model.errors import JobNotFoundError
+from perdure.model.errors import CallableNotFoundError, JobNotFoundError
 from perdure.model.incarnation import Incarnation, Proofs
 from perdure.model.job import Job
+from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
 from perdure.model.ref import JobRef, find_job
 from perdure.model.status import Status
@@ -130,7 +133,7 @@ class World:
 
     def proofs_of(self, process: Process) -> Proofs:
         """Return how that process finds out who has ended."""
-        return _Proofs(self, process.host)
+        return _Proofs(self.living, process.host)
 
     # Turns.
 
@@ -252,7 +255,11 @@ class World:
         found = []
         with self.look() as connection:
             for queue in find_queues(connection).values():
-                parked = sum(number for _, number in queue.parked().values())
+                parked = sum(
+                    number
+                    for name, (_, number) in queue.parked().items()
+                    if self._stays_parked(queue, name)
+                )
                 if len(queue) > parked and not queue.paused:
                     found.append(f"{len(queue) - parked} jobs wait in queue {queue.name!r}")
                 for record in queue.dispatchers.records():
@@ -260,6 +267,16 @@ class World:
                         if held := len(agent) + len(agent.left):
                             found.append(f"{agent!r} has {held} jobs")
         return found
+
+    def _stays_parked(self, queue: Queue, name: str) -> bool:
+        """Tell whether nobody who runs takes up the jobs that are parked for a name."""
+        try:
+            names.resolve(current_name(queue, name))
+        except CallableNotFoundError:
+            return True
+        # Who was just started tries each name once, as soon as it has the database.
+        running = [process for process in self.processes if process.is_running]
+        return all(name in environment(each.system.database).unresolved for each in running)
 
     def unended(self) -> list[str]:
         """Return which acknowledged jobs are not there, or have not ended and could.
@@ -300,14 +317,17 @@ class _Observer(SteppedStorage):
 
 
 class _Proofs:
-    """Who has ended, seen from one host."""
+    """Who has ended, seen from one host.
 
-    def __init__(self, world: World, host: str) -> None:
-        self._world = world
+    A database's environment has it, and must not keep the world alive, and all that is in it.
+    """
+
+    def __init__(self, living: Set[str], host: str) -> None:
+        self._living = living
         self._host = host
 
     def may_be_proved(self, incarnation: Incarnation, /) -> bool:
         return incarnation.host == self._host
 
     def proved_dead(self, incarnation: Incarnation, own: Incarnation | None = None, /) -> bool:
-        return self.may_be_proved(incarnation) and incarnation.token not in self._world.living
+        return self.may_be_proved(incarnation) and incarnation.token not in self._living

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import traceback
+import weakref
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -292,6 +295,20 @@ def test_no_thread_is_left_when_a_world_is_closed() -> None:
     assert threading.active_count() == before
 
 
+def test_nothing_of_a_world_is_left_when_it_was_closed() -> None:
+    """Thousands of runs, and each kept its disk: that was gigabytes."""
+    with World() as world:
+        process = world.process()
+        process.put(add, "n")
+        world.process().crash()
+        world.come_to_rest()
+        world.check()
+        left = weakref.ref(world), weakref.ref(world.disk), weakref.ref(process)
+    del world, process
+    gc.collect()
+    assert [each() for each in left] == [None, None, None]
+
+
 @pytest.mark.spec("X7")
 def test_a_process_hears_of_what_another_one_has_put(world: World) -> None:
     hour = timedelta(hours=1)
@@ -467,6 +484,20 @@ def test_an_error_may_come_after_a_commit_that_took_place(world: World) -> None:
     process.on_call = lambda call: None
     world.come_to_rest()
     assert counter(world) == 1
+
+
+def test_an_error_keeps_nothing_of_the_worlds_that_it_was_raised_in_before() -> None:
+    """Else what is stored of a failure is longer in each run, and each world stays in memory."""
+    error = ClientDisconnected("lost")
+    frames = []
+    for _ in range(3):
+        with World() as world:
+            process = world.process()
+            process.on_call = lambda call: Fault.fail(error) if call.kind == "vote" else None
+            with pytest.raises(PutInDoubtError):
+                process.put(add, "n")
+            frames.append(len([*traceback.walk_tb(error.__traceback__)]))
+    assert frames[0] == frames[1] == frames[2]
 
 
 def test_a_call_may_take_long(world: World) -> None:

@@ -276,6 +276,40 @@ def quotas_kept_through_trouble(process: Process) -> None:
     put(process, *jobs)
 
 
+# Groups.
+
+
+def in_groups(*jobs: Job) -> tuple[Job, ...]:
+    """Let jobs be run in groups, whose effects are one commit."""
+    for job in jobs:
+        job.transactional = True
+    return jobs
+
+
+def groups(process: Process) -> None:
+    put(process, *in_groups(*(Job(effect, name) for name in "abcde")))
+    process.world.run_until_idle()
+    further = Job(effect_and_further, "g", "h")
+    put(process, *in_groups(Job(effect, "f"), further, Job(effect, "i")))
+
+
+def groups_with_trouble(process: Process) -> None:
+    jobs = in_groups(
+        Job(effect, "a"),
+        looking_after(Job(effect_and_error, "b", 2), Stubborn),
+        Job(effect_and_conflict, "c", 2),
+        Job(effect, "d"),
+        Job(effect_and_error, "hopeless", 99),
+    )
+    put(process, *jobs, Job(effect_later, "e"))
+
+
+def groups_that_a_sibling_takes_over(process: Process) -> None:
+    put(process, *in_groups(*(Job(effect, name) for name in "abcd")))
+    process.world.advance(SECOND)
+    put(process, *in_groups(*(Job(effect, name) for name in "efgh")))
+
+
 # By hand.
 
 
@@ -612,6 +646,14 @@ SCENARIOS = (
         counts_errors=True,
         must_fail=("hopeless",),
         setup=quotas_of_one,
+    ),
+    Scenario(groups),
+    Scenario(groups_with_trouble, counts_errors=True, must_fail=("hopeless",)),
+    Scenario(
+        groups_that_a_sibling_takes_over,
+        others=a_sibling,
+        restarts=False,
+        settings=POLLING,
     ),
     Scenario(retried_and_cancelled, may_fail=("a", "late")),
     Scenario(paused_and_resized, also=resumed_in_the_end),

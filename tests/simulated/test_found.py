@@ -7,9 +7,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from ZEO.Exceptions import ClientDisconnected
 
 from perdure.model import Job, Status, serial
 from perdure.testing import Call, Fault, Process, World, crash_everywhere
+from support import books
+from support.books import open_books
 from support.simulated import add, doze, note_statuses
 
 
@@ -39,6 +42,34 @@ def test_an_error_of_the_disk_that_passes_parks_no_job(world: World, which: int)
     process.on_call = fail_once
     world.come_to_rest()
     assert len(loads) > which
+    assert world.status(ref) is Status.COMPLETED
+
+
+def test_who_was_just_started_and_lost_the_database_is_not_at_rest_with_a_parked_job(
+    world: World,
+) -> None:
+    process = world.process()
+    open_books(process)
+    ref = process.put(books.vanishing, "a")
+    process.crash()
+    books.vanish()
+    process.start()
+    world.come_to_rest()
+    assert world.status(ref) is Status.PENDING
+    process.crash()
+    books.come_back()
+    lost: list[Call] = []
+
+    def lose_once(call: Call) -> Fault | None:
+        if lost or world.scheduler.is_driver:
+            return None
+        lost.append(call)
+        return Fault.fail(ClientDisconnected("cut"))
+
+    process.on_call = lose_once
+    process.start()
+    world.come_to_rest()
+    assert len(lost) == 1
     assert world.status(ref) is Status.COMPLETED
 
 
