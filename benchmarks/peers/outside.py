@@ -1,0 +1,58 @@
+"""Measuring a peer, in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.processes import ROOT
+from benchmarks.workload import WrongError
+
+__all__ = ["PEERS", "Measured", "PeerError", "check", "measured"]
+
+PEERS = {
+    "huey": "pip install huey",
+    "dbos": "pip install dbos",
+    "procrastinate": "pip install procrastinate",
+}
+"""Those that can be measured, and how they are installed."""
+
+LIMIT_SECONDS = 1_800
+
+
+class PeerError(Exception):
+    """A peer is not known, or not to be had here."""
+
+
+class Measured(NamedTuple):
+    """What a peer has reached, and how it was set up."""
+
+    rate: float
+    conditions: str
+
+
+def check(name: str) -> None:
+    """Raise `PeerError` unless this peer can be measured here."""
+    if name not in PEERS:
+        raise PeerError(f"no peer is named {name!r}: there are {', '.join(PEERS)}")
+    if importlib.util.find_spec(name) is None:
+        raise PeerError(
+            f"the peer {name} is not installed: {PEERS[name]}, or run tox -e bench, which "
+            "installs huey and dbos"
+        )
+
+
+def measured(name: str, operation: str, jobs: int, folder: Path) -> Measured:
+    """Let a peer do `operation` with so many jobs; raises `WrongError` where it fails."""
+    own = folder / name
+    own.mkdir()
+    command = [sys.executable, "-m", f"benchmarks.peers.{name}", operation, str(jobs), str(own)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    if done.returncode:
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+        raise WrongError(f"{name}, {operation}: {''.join(last) or done.returncode}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
