@@ -9,7 +9,18 @@ from pathlib import Path
 
 from persistent import Persistent
 
-__all__ = ["LOG", "Counter", "beginnings", "is_noted_by", "log_to", "note", "note_moment", "noted"]
+__all__ = [
+    "LOG",
+    "Counter",
+    "beginnings",
+    "idle",
+    "is_noted_by",
+    "log_to",
+    "note",
+    "note_moment",
+    "noted",
+    "stop_logging",
+]
 
 LOG = "PERDURE_BENCHMARKS_LOG"
 """The variable that names the file to which the jobs of a process write."""
@@ -24,6 +35,15 @@ def log_to(path: Path) -> None:
     """Let the jobs of this process, and of those that it starts, write to a file."""
     path.touch()
     os.environ[LOG] = str(path)
+
+
+def stop_logging() -> None:
+    """Close the log of this process, and name none any more; harmless when repeated."""
+    global _log
+    os.environ.pop(LOG, None)
+    if _log is not None:
+        os.close(_log[1])
+        _log = None
 
 
 def _write(line: bytes) -> None:

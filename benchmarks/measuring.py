@@ -8,12 +8,12 @@ import os
 import platform
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import limits
-from benchmarks.jobs import LOG
+from benchmarks.jobs import stop_logging
 from benchmarks.peers import outside
 from benchmarks.workload import Bar, Figure, Run, Workload
 from perdure.model.clock import SystemClock
@@ -65,8 +65,11 @@ def measure(
             run = Run(own, quick, jobs, progress)
             progress(f"{workload.name}: round {number + 1}")
             before = limits.measured(workload.limits, Path(place), quick=quick)
-            with _without_log(), around() if around else contextlib.nullcontext():
-                found = dict(workload.run(run))
+            try:
+                with around() if around else contextlib.nullcontext():
+                    found = dict(workload.run(run))
+            finally:
+                stop_logging()
             if workload.peer:
                 for peer in peers:
                     progress(f"{workload.name}: round {number + 1}, {peer}")
@@ -89,15 +92,6 @@ def measure(
         "figures": [_figure(each, workload, rounds, tuple(told)) for each in workload.figures],
         "series": series,
     }
-
-
-@contextlib.contextmanager
-def _without_log() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        # Set for the processes that the workload starts.
-        os.environ.pop(LOG, None)
 
 
 def _figure(

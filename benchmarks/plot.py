@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,16 @@ from typing import Any
 from benchmarks.processes import ROOT
 from benchmarks.report import ReportError
 
-__all__ = ["DRAWN", "draw"]
+__all__ = ["DRAWN", "digest", "draw"]
 
 DRAWN = ROOT / "docs" / "_static" / "held.svg"
 
 MARKS = {"scheduled": "o", "quota": "s", "filter": "^", "ready": "D"}
+
+
+def digest(series: Mapping[str, Any]) -> str:
+    """What stands in a drawing and says from which results it was made."""
+    return hashlib.sha256(json.dumps(series, sort_keys=True).encode()).hexdigest()
 
 
 def draw(document: Mapping[str, Any], path: Path | None = None) -> Path:
@@ -47,7 +54,8 @@ def draw(document: Mapping[str, Any], path: Path | None = None) -> Path:
     figure.tight_layout()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        told = {"Date": None, "Description": digest(series)}
+        figure.savefig(path, format="svg", metadata=told)
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error.strerror}") from error
     finally:

@@ -14,7 +14,7 @@ from perdure.storage import open_database
 
 __all__ = ["WORKLOADS"]
 
-JOBS = (10_000, 200)
+JOBS = (10_000, 100)
 
 
 def drain_on_server(run: Run) -> Mapping[str, float]:
