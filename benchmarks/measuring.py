@@ -20,6 +20,8 @@ from perdure.model.clock import SystemClock
 
 __all__ = ["machine", "measure"]
 
+QUICK_PEER_JOBS = 50
+
 LIBRARIES = ("perdure", "ZODB", "ZEO", "BTrees", "persistent", "transaction", "pykka")
 
 
@@ -73,9 +75,8 @@ def measure(
             if workload.peer:
                 for peer in peers:
                     progress(f"{workload.name}: round {number + 1}, {peer}")
-                    there = outside.measured(
-                        peer, workload.peer, 50 if quick else workload.peer_jobs, own
-                    )
+                    number = QUICK_PEER_JOBS if quick else outside.PEERS[peer].jobs
+                    there = outside.measured(peer, workload.peer, number, own)
                     found[peer], told[peer] = there.rate, there.conditions
             after = limits.measured(workload.limits, Path(place), quick=quick)
             found |= {name: (before[name] + after[name]) / 2 for name in before}

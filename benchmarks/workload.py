@@ -114,7 +114,6 @@ class Workload:
     rounds: int = 3
     peer: str = ""
     """What the same is called among the workloads of the peers; "": there is none."""
-    peer_jobs: int = 2_000
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def told(self, run: Run, text: str) -> str:

@@ -12,14 +12,23 @@ from typing import NamedTuple
 from benchmarks.processes import ROOT
 from benchmarks.workload import WrongError
 
-__all__ = ["PEERS", "Measured", "PeerError", "check", "measured"]
+__all__ = ["PEERS", "Measured", "Peer", "PeerError", "check", "measured"]
+
+
+class Peer(NamedTuple):
+    """A program that can be measured, and how."""
+
+    installed_by: str
+    jobs: int
+    """So many that it takes some seconds."""
+
 
 PEERS = {
-    "huey": "pip install huey",
-    "dbos": "pip install dbos",
-    "procrastinate": "pip install procrastinate",
+    "huey": Peer("pip install huey", 2_000),
+    "dbos": Peer("pip install dbos", 500),
+    "procrastinate": Peer("pip install procrastinate", 1_000),
 }
-"""Those that can be measured, and how they are installed."""
+"""Those that can be measured, by the names of their packages."""
 
 LIMIT_SECONDS = 1_800
 
@@ -41,8 +50,8 @@ def check(name: str) -> None:
         raise PeerError(f"no peer is named {name!r}: there are {', '.join(PEERS)}")
     if importlib.util.find_spec(name) is None:
         raise PeerError(
-            f"the peer {name} is not installed: {PEERS[name]}, or run tox -e bench, which "
-            "installs huey and dbos"
+            f"the peer {name} is not installed: {PEERS[name].installed_by}, or run tox -e bench, "
+            "which installs huey and dbos"
         )
 
 
