@@ -75,8 +75,8 @@ def measure(
             if workload.peer:
                 for peer in peers:
                     progress(f"{workload.name}: round {number + 1}, {peer}")
-                    number = QUICK_PEER_JOBS if quick else outside.PEERS[peer].jobs
-                    there = outside.measured(peer, workload.peer, number, own)
+                    count = QUICK_PEER_JOBS if quick else outside.PEERS[peer].jobs
+                    there = outside.measured(peer, workload.peer, count, own)
                     found[peer], told[peer] = there.rate, there.conditions
             after = limits.measured(workload.limits, Path(place), quick=quick)
             found |= {name: (before[name] + after[name]) / 2 for name in before}

@@ -315,6 +315,16 @@ def test_a_peer_that_is_not_installed_is_told_with_the_remedy(monkeypatch, capsy
     assert "the peer huey is not installed: pip install huey, or" in capsys.readouterr().err
 
 
+def test_a_peer_that_needs_a_server_says_how_it_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(outside.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.delenv(outside.POSTGRES, raising=False)
+
+    with pytest.raises(SystemExit):
+        main(["W1", "--peer", "procrastinate"])
+
+    assert "name it by PERDURE_BENCHMARKS_POSTGRES" in capsys.readouterr().err
+
+
 def test_a_plot_without_matplotlib_says_what_it_needs(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     document = {"workloads": {"W6": {"series": {"quota": [[1_000, 5.0, 5.0, 1.0]]}}}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from benchmarks.processes import ROOT
 from benchmarks.workload import WrongError
 
-__all__ = ["PEERS", "Measured", "Peer", "PeerError", "check", "measured"]
+__all__ = ["PEERS", "Measured", "POSTGRES", "Peer", "PeerError", "check", "measured"]
 
 
 class Peer(NamedTuple):
@@ -31,6 +32,10 @@ PEERS = {
 """Those that can be measured, by the names of their packages."""
 
 LIMIT_SECONDS = 1_800
+
+
+POSTGRES = "PERDURE_BENCHMARKS_POSTGRES"
+"""The variable that names a database of PostgreSQL to throw away."""
 
 
 class PeerError(Exception):
@@ -52,6 +57,12 @@ def check(name: str) -> None:
         raise PeerError(
             f"the peer {name} is not installed: {PEERS[name].installed_by}, or run tox -e bench, "
             "which installs huey and dbos"
+        )
+
+    if name == "procrastinate" and not os.environ.get(POSTGRES):
+        raise PeerError(
+            f"the peer procrastinate needs a database of PostgreSQL to throw away, whose schema "
+            f"public is dropped: name it by {POSTGRES}, such as postgresql:///scratch"
         )
 
 

@@ -8,21 +8,22 @@ Its tables are made anew in that database, so that it has to be one to throw awa
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
-from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
+from procrastinate import App, PsycopgConnector
 
 from benchmarks.peers.common import Rows, append, main
+from benchmarks.peers.outside import POSTGRES
 
 WORKERS = 4
-VARIABLE = "PERDURE_BENCHMARKS_POSTGRES"
 
 _rows: list[Rows] = []
-app = App(connector=PsycopgConnector(conninfo=os.environ.get(VARIABLE, "")))
+app = App(connector=PsycopgConnector(conninfo=os.environ.get(POSTGRES, "")))
 note = app.task(append, name="note")
 
 
@@ -31,40 +32,38 @@ def add(index: int) -> None:
     _rows[0].add(index)
 
 
-def _connected() -> App:
-    with psycopg.connect(os.environ[VARIABLE], autocommit=True) as connection:
+@contextlib.contextmanager
+def _putting() -> Iterator[None]:
+    with psycopg.connect(os.environ[POSTGRES], autocommit=True) as connection:
         connection.execute("drop schema public cascade; create schema public")
-    connector = SyncPsycopgConnector(conninfo=os.environ[VARIABLE])
-    putting = app.with_connector(connector)
-    putting.open()
-    putting.schema_manager.apply_schema()
-    return putting
+    with app.open():
+        app.schema_manager.apply_schema()
+        yield
 
 
 def put(number: int, folder: Path) -> float:
     """Put jobs, one after the other."""
-    with _connected() as putting:
-        task = putting.tasks["note"]
+    with _putting():
         begun = time.perf_counter()
         for _ in range(number):
-            task.defer(path=str(folder / "log"))
+            note.defer(path=str(folder / "log"))
         return number / (time.perf_counter() - begun)
 
 
 def drain(number: int, folder: Path) -> float:
     """Do jobs that append to a log."""
-    with _connected() as putting:
+    with _putting():
         for _ in range(number):
-            putting.tasks["note"].defer(path=str(folder / "log"))
+            note.defer(path=str(folder / "log"))
     return _drained(number)
 
 
 def count(number: int, folder: Path) -> float:
     """Do jobs that write a row each; at least once, if the process is killed."""
     _rows.append(Rows(folder / "application.db"))
-    with _connected() as putting:
+    with _putting():
         for index in range(number):
-            putting.tasks["add"].defer(index=index)
+            add.defer(index=index)
     rate = _drained(number)
     _rows[0].check(number)
     return rate
@@ -74,7 +73,7 @@ def _drained(number: int) -> float:
     begun = time.perf_counter()
     app.run_worker(wait=False, concurrency=WORKERS, install_signal_handlers=False)
     passed = time.perf_counter() - begun
-    with psycopg.connect(os.environ[VARIABLE]) as connection:
+    with psycopg.connect(os.environ[POSTGRES]) as connection:
         found = connection.execute(
             "select count(*) from procrastinate_jobs where status = 'succeeded'"
         ).fetchone()
@@ -84,11 +83,6 @@ def _drained(number: int) -> float:
 
 
 if __name__ == "__main__":
-    if not os.environ.get(VARIABLE):
-        sys.exit(
-            f"set {VARIABLE} to a database of PostgreSQL to throw away, whose schema public is "
-            "dropped: postgresql:///scratch"
-        )
     main(
         "procrastinate",
         f"PostgreSQL, one worker with {WORKERS} at once",
