@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import importlib.metadata
 import os
@@ -15,6 +16,7 @@ from typing import Any
 from benchmarks import limits
 from benchmarks.jobs import stop_logging
 from benchmarks.peers import outside
+from benchmarks.processes import ROOT
 from benchmarks.workload import Bar, Figure, Run, Workload
 from perdure.model.clock import SystemClock
 
@@ -35,10 +37,12 @@ def machine() -> dict[str, Any]:
 
 
 def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed, run from its source"
+    if name == "perdure":
+        # What is measured may be run from its source.
+        parser = configparser.ConfigParser()
+        parser.read(ROOT / "setup.cfg", encoding="utf-8")
+        return parser["metadata"]["version"]
+    return importlib.metadata.version(name)
 
 
 def measure(

@@ -82,8 +82,8 @@ def _workloads(document: Mapping[str, Any]) -> Iterator[str]:
         limits = ", ".join(
             f"{each} {shown(value, '/s')}" for each, value in result["limits"].items()
         )
-        for text in (*conditions(result), f"the storage alone: {limits}", result["measured"]):
-            yield f"- {text[0].upper()}{text[1:]}."
+        for text in (*conditions(result), f"The storage alone: {limits}", result["measured"]):
+            yield f"- {text}."
 
 
 def _machine(document: Mapping[str, Any]) -> Iterator[str]:

@@ -103,7 +103,7 @@ def conditions(result: Mapping[str, Any]) -> Iterator[str]:
     rounds = result["rounds"]
     more = ", quick sizes" if result["quick"] else ""
     more += ", profiled: no figure is worth anything" if result.get("profiled") else ""
-    yield f"{'one round' if rounds == 1 else f'median of {rounds} rounds'}{more}"
+    yield f"{'One round' if rounds == 1 else f'Median of {rounds} rounds'}{more}"
     yield from result["peers"].values()
 
 
@@ -125,6 +125,6 @@ def print_workload(name: str, result: Mapping[str, Any], document: Mapping[str, 
     console.print(Text(f"{name}: {result['title']}", style="bold"))
     console.print(table)
     limits = ", ".join(f"{each} {shown(value, '/s')}" for each, value in result["limits"].items())
-    for text in (*conditions(result), f"the storage alone: {limits}"):
+    for text in (*conditions(result), f"The storage alone: {limits}"):
         console.print(Text(f"  {text}"))
     console.print()

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -136,9 +136,9 @@ def _tell(run: Run, kind: str, before: int, step: int, done: int) -> None:
     run.progressed(f"W6, {kind}, put", before + done, step)
 
 
-def _point(held: int, rates: Sequence[float], others: Sequence[float]) -> Point:
-    ratio = statistics.median(one / two for one, two in zip(rates, others, strict=True))
-    return held, statistics.median(rates), statistics.median(others), ratio
+def _point(held: int, rates: Iterable[float], others: Iterable[float]) -> Point:
+    rate, other = statistics.median(rates), statistics.median(others)
+    return held, rate, other, rate / other
 
 
 def _backlog(run: Run) -> dict[str, float]:
