@@ -22,8 +22,6 @@ from perdure.model.clock import SystemClock
 
 __all__ = ["machine", "measure"]
 
-QUICK_PEER_JOBS = 50
-
 LIBRARIES = ("perdure", "ZODB", "ZEO", "BTrees", "persistent", "transaction", "pykka")
 
 
@@ -76,12 +74,12 @@ def measure(
                     found = dict(workload.run(run))
             finally:
                 stop_logging()
-            if workload.peer:
-                for peer in peers:
+            for peer in peers:
+                if workload.peer in outside.PEERS[peer].operations:
                     progress(f"{workload.name}: round {number + 1}, {peer}")
-                    count = QUICK_PEER_JOBS if quick else outside.PEERS[peer].jobs
-                    there = outside.measured(peer, workload.peer, count, own)
-                    found[peer], told[peer] = there.rate, there.conditions
+                    there = outside.measured(peer, workload.peer, own, quick=quick)
+                    found |= {f"{peer} {each}".strip(): v for each, v in there.values.items()}
+                    told[peer] = there.conditions
             after = limits.measured(workload.limits, Path(place), quick=quick)
             found |= {name: (before[name] + after[name]) / 2 for name in before}
             rounds.append(found)
@@ -106,18 +104,22 @@ def _figure(
 
     A ratio is the median of those of the rounds, in which the machine was the same.
     """
-    against = [bar.against for bar in figure.bars if bar.against in rounds[0]]
     figures = {each.name for each in workload.figures}
-    if figure.unit == "/s" and figure.bars and not figures & {*against}:
-        against = [*workload.limits, *peers, *against]
+    against = [bar.against for bar in figure.bars]
+    if figure.bars and not figures & {*against}:
+        against = [*(workload.limits if figure.unit == "/s" else ()), *peers, *against]
     rows = [_compared(bar, _median(rounds, figure.name)) for bar in figure.bars if not bar.against]
     for name in dict.fromkeys(against):
-        ratio = statistics.median(each[figure.name] / each[name] for each in rounds)
+        # What a peer has measured is one rate, or has the names of the figures.
+        there = next((each for each in (f"{name} {figure.name}", name) if each in rounds[0]), None)
+        if there is None:
+            continue
+        ratio = statistics.median(each[figure.name] / each[there] for each in rounds)
         bars = [bar for bar in figure.bars if bar.against == name]
         rows += [
             {
                 "against": name,
-                "there": _rounded(_median(rounds, name)),
+                "there": _rounded(_median(rounds, there)),
                 "ratio": _rounded(ratio),
                 **extra,
             }

@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks import limits, measuring, page, plot, profiling, report
 from benchmarks.__main__ import main
+from benchmarks.delays import between
 from benchmarks.jobs import Counter, beginnings, log_to, note, note_moment, noted, stop_logging
 from benchmarks.peers import outside
 from benchmarks.registry import REGISTRY
@@ -213,9 +214,9 @@ def test_what_a_peer_does_is_compared_where_it_was_measured(fixed_limits, monkey
     fixed_limits += [100, 100]
     asked: list[tuple[object, ...]] = []
 
-    def there(*arguments: object) -> outside.Measured:
-        asked.append(arguments[:3])
-        return outside.Measured(50, "with care")
+    def there(name: str, operation: str, folder: Path, quick: bool) -> outside.Measured:
+        asked.append((name, operation, quick))
+        return outside.Measured({"": 50}, "with care")
 
     monkeypatch.setattr(outside, "measured", there)
     bars = Bar(least=5, against="huey"), Bar(least=1, against="dbos")
@@ -223,13 +224,37 @@ def test_what_a_peer_does_is_compared_where_it_was_measured(fixed_limits, monkey
 
     result = measuring.measure(tried, quick=True, peers=["huey"])
 
-    assert asked == [("huey", "drain", 50)]
+    assert asked == [("huey", "drain", True)]
     assert result["peers"] == {"huey": "with care"}
     assert [each["against"] for each in result["figures"][0]["compared"]] == [
         "small commits",
         "huey",
     ]
     assert result["figures"][0]["compared"][1]["met"] is False
+
+
+def test_a_peer_that_has_several_figures_is_compared_figure_by_figure(fixed_limits, monkeypatch):
+    fixed_limits += [100, 100]
+    found = outside.Measured({"p50": 10.0, "p99": 40.0}, "with care")
+    monkeypatch.setattr(outside, "measured", lambda *arguments, **settings: found)
+    figures = Figure("p50", "ms", (Bar(most=2),)), Figure("p99", "ms", (Bar(most=10),))
+    tried = workload(lambda run: {"p50": 1, "p99": 20}, *figures, peer="start")
+
+    result = measuring.measure(tried, quick=True, peers=["huey"])
+
+    assert [each["compared"] for each in result["figures"]] == [
+        [{"most": 2, "met": True}, {"against": "huey", "there": 10, "ratio": 0.1}],
+        [{"most": 10, "met": False}, {"against": "huey", "there": 40, "ratio": 0.5}],
+    ]
+
+
+def test_delays_are_told_by_their_median_and_the_worst_but_one_in_a_hundred():
+    returned = [float(index) for index in range(102)]
+    begun = {index: index + index / 1000 for index in range(102)}
+
+    found = between(returned, begun)
+
+    assert found == pytest.approx({"p50": 51, "p99": 100})
 
 
 def test_a_figure_that_is_against_another_one_has_no_other_ratio(fixed_limits):

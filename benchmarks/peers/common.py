@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["Rows", "append", "main", "wait_until"]
+from benchmarks.delays import between, put_now_and_then
+
+__all__ = ["Rows", "append", "main", "starts", "wait_until"]
 
 LINE = b"." * 19 + b"\n"
 LIMIT_SECONDS = 1_500
@@ -27,6 +29,15 @@ def append(path: str) -> None:
     if _log < 0:
         _log = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
     os.write(_log, LINE)
+
+
+def starts(
+    begun: Mapping[int, float], put: Callable[[int], object], number: int
+) -> dict[str, float]:
+    """Put a job now and then; how soon each is begun, which it notes in `begun`."""
+    returned = put_now_and_then(put, number)
+    wait_until(lambda: len(begun) > number, f"of {number + 1} jobs {len(begun)} are begun")
+    return between(returned, begun)
 
 
 class Rows:
@@ -74,12 +85,15 @@ def wait_until(look: Callable[[], bool], what: str) -> None:
 
 
 def main(
-    distribution: str, conditions: str, operations: Mapping[str, Callable[[int, Path], float]]
+    distribution: str,
+    conditions: str,
+    operations: Mapping[str, Callable[[int, Path], float | Mapping[str, float]]],
 ) -> None:
-    """Run the operation that the command line names; print its rate."""
+    """Run the operation that the command line names; print its rate, or its figures."""
     operation, jobs, folder = sys.argv[1:]
-    rate = operations[operation](int(jobs), Path(folder))
+    found = operations[operation](int(jobs), Path(folder))
+    values = found if isinstance(found, Mapping) else {"": found}
     told = f"{distribution} {version(distribution)}, {int(jobs):,} jobs, {conditions}"
-    print(json.dumps({"rate": rate, "conditions": told}), flush=True)
+    print(json.dumps({"values": values, "conditions": told}), flush=True)
     # Without waiting for threads that are in no hurry to end.
     os._exit(0)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dbos import DBOS, DBOSConfig
 
-from benchmarks.peers.common import Rows, append, main, wait_until
+from benchmarks.peers.common import Rows, append, main, starts, wait_until
 
 WORKERS = 4
 POLLING_SECONDS = 0.01
@@ -21,11 +21,17 @@ QUEUE = "benchmarks"
 _began: list[float] = []
 _may_begin = threading.Event()
 _rows: list[Rows] = []
+_moments: dict[int, float] = {}
 
 
 @DBOS.workflow()
 def note(path: str) -> None:
     append(path)
+
+
+@DBOS.workflow()
+def note_moment(index: int) -> None:
+    _moments[index] = time.monotonic()
 
 
 @DBOS.workflow()
@@ -95,6 +101,12 @@ def count(number: int, folder: Path) -> float:
     return rate
 
 
+def start(number: int, folder: Path) -> dict[str, float]:
+    """Put a job every 50 ms, while nothing else runs."""
+    _launch(folder)
+    return starts(_moments, lambda index: DBOS.enqueue_workflow(QUEUE, note_moment, index), number)
+
+
 def _drained(number: int, folder: Path) -> float:
     """From the moment at which jobs may begin, to the last one stored as successful."""
     looking = sqlite3.connect(f"file:{folder / 'dbos.db'}?mode=ro", uri=True, timeout=60)
@@ -114,5 +126,5 @@ if __name__ == "__main__":
         "dbos",
         f"SQLite with its defaults (rollback journal, fsync), a queue with {WORKERS} at once, "
         f"polled every {POLLING_SECONDS * 1000:.0f} ms; completions are counted",
-        {"put": put, "drain": drain, "count": count},
+        {"put": put, "drain": drain, "count": count, "start": start},
     )

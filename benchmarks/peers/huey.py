@@ -12,7 +12,7 @@ from pathlib import Path
 from huey import SqliteHuey
 from huey.signals import SIGNAL_COMPLETE, SIGNAL_ERROR
 
-from benchmarks.peers.common import Rows, append, main, wait_until
+from benchmarks.peers.common import Rows, append, main, starts, wait_until
 
 WORKERS = 4
 
@@ -54,6 +54,19 @@ def count(number: int, folder: Path) -> float:
     return rate
 
 
+def start(number: int, folder: Path) -> dict[str, float]:
+    """Put a job every 50 ms, while the consumer runs as it does by default."""
+    huey = _huey(folder)
+    begun: dict[int, float] = {}
+
+    @huey.task()
+    def note(index: int) -> None:
+        begun[index] = time.monotonic()
+
+    huey.create_consumer(workers=WORKERS, worker_type="thread", periodic=False).start()
+    return starts(begun, note, number)
+
+
 def _drained(huey: SqliteHuey, number: int) -> float:
     ended: list[object] = []
     done = threading.Event()
@@ -78,5 +91,5 @@ if __name__ == "__main__":
     main(
         "huey",
         f"SQLite with its defaults (write-ahead log, fsync), {WORKERS} worker threads",
-        {"put": put, "drain": drain, "count": count},
+        {"put": put, "drain": drain, "count": count, "start": start},
     )

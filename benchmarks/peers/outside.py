@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,15 +23,19 @@ class Peer(NamedTuple):
     installed_by: str
     jobs: int
     """So many that it takes some seconds."""
+    operations: tuple[str, ...] = ("put", "drain", "count", "start")
+    """What can be measured of it."""
 
 
 PEERS = {
     "huey": Peer("pip install huey", 2_000),
     "dbos": Peer("pip install dbos", 500),
-    "procrastinate": Peer("pip install procrastinate", 1_000),
+    "procrastinate": Peer("pip install procrastinate", 1_000, ("put", "drain", "count")),
 }
 """Those that can be measured, by the names of their packages."""
 
+STARTS = 200
+QUICK_JOBS = 50
 LIMIT_SECONDS = 1_800
 
 
@@ -45,7 +50,8 @@ class PeerError(Exception):
 class Measured(NamedTuple):
     """What a peer has reached, and how it was set up."""
 
-    rate: float
+    values: Mapping[str, float]
+    """Its figures by their names; a rate that is the only one has the name ""."""
     conditions: str
 
 
@@ -66,8 +72,11 @@ def check(name: str) -> None:
         )
 
 
-def measured(name: str, operation: str, jobs: int, folder: Path) -> Measured:
-    """Let a peer do `operation` with so many jobs; raises `WrongError` where it fails."""
+def measured(name: str, operation: str, folder: Path, *, quick: bool = False) -> Measured:
+    """Let a peer do `operation`, with few jobs if `quick`; raises `WrongError` where it fails."""
+    jobs = STARTS if operation == "start" else PEERS[name].jobs
+    if quick:
+        jobs = min(jobs, QUICK_JOBS)
     own = folder / name
     own.mkdir()
     command = [sys.executable, "-m", f"benchmarks.peers.{name}", operation, str(jobs), str(own)]

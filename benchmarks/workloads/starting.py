@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
-import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import transaction
 
+from benchmarks.delays import between, put_now_and_then
 from benchmarks.jobs import beginnings, log_to, note_moment
 from benchmarks.processes import runner, server, wait_for, worker
 from benchmarks.stage import WORKERS, Stage, stage_on_file
@@ -22,7 +20,6 @@ from perdure.storage import open_database
 __all__ = ["WORKLOADS"]
 
 JOBS = (200, 20)
-EVERY_SECONDS = 0.05
 
 
 def start_here(run: Run) -> Mapping[str, float]:
@@ -30,7 +27,7 @@ def start_here(run: Run) -> Mapping[str, float]:
     log = run.folder / "log"
     log_to(log)
     with stage_on_file(run.folder) as stage, start(stage.database, {"": WORKERS}):
-        return _percentiles(_delays(stage, log, run.size(*JOBS)))
+        return _delays(stage, log, run.size(*JOBS))
 
 
 def start_elsewhere(run: Run) -> Mapping[str, float]:
@@ -41,29 +38,21 @@ def start_elsewhere(run: Run) -> Mapping[str, float]:
         process.tell("go")
         process.line()
         with contextlib.closing(open_database(uri)) as database:
-            return _percentiles(_delays(Stage(database), log, run.size(*JOBS)))
+            return _delays(Stage(database), log, run.size(*JOBS))
 
 
-def _delays(stage: Stage, log: Path, number: int) -> list[float]:
-    """The seconds from the return of each put until its job is begun."""
+def _delays(stage: Stage, log: Path, number: int) -> dict[str, float]:
     manager = transaction.TransactionManager()
     connection = stage.database.open(transaction_manager=manager)
-    committed = []
-    for index in range(number + 1):
-        threading.Event().wait(EVERY_SECONDS)
+
+    def put(index: int) -> None:
         with manager:
             get_queue(connection).put(Job(note_moment, index))
-        committed.append(time.monotonic())
+
+    returned = put_now_and_then(put, number)
     connection.close()
     wait_for(lambda: len(beginnings(log)) > number, f"of {number + 1} jobs not all are begun")
-    begun = {index: moment for index, _, moment in beginnings(log)}
-    # The first one finds nothing imported, nor any worker.
-    return [max(0.0, begun[index] - committed[index]) for index in range(1, number + 1)]
-
-
-def _percentiles(delays: Sequence[float]) -> dict[str, float]:
-    hundredths = statistics.quantiles(delays, n=100, method="inclusive")
-    return {"p50": hundredths[49] * 1000, "p99": hundredths[98] * 1000}
+    return between(returned, {index: moment for index, _, moment in beginnings(log)})
 
 
 def start_cold(run: Run) -> Mapping[str, float]:
@@ -101,6 +90,7 @@ WORKLOADS = (
         "the return of the commit that put it to the call of its function",
         _figures(2, 10),
         start_here,
+        peer="start",
         sizes={"jobs": JOBS},
     ),
     Workload(
