@@ -91,8 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--profile",
         type=Path,
+        nargs="?",
+        const=Path("profiles"),
         metavar="FOLDER",
-        help="write profiles of the threads to this folder, which is made where it is missing",
+        help="write profiles of the threads to this folder (without one: profiles), which is made "
+        "where it is missing",
     )
     parser.add_argument(
         "--svg",

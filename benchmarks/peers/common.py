@@ -14,9 +14,12 @@ from pathlib import Path
 
 from benchmarks.delays import between, put_now_and_then
 
-__all__ = ["Rows", "append", "main", "starts", "wait_until"]
+__all__ = ["ADD", "Rows", "append", "main", "starts", "wait_until"]
 
 LINE = b"." * 19 + b"\n"
+ADD = "insert into rows values (:number, 1) on conflict (number) do update set value = value + 1"
+"""What a job does that has an effect: add one to a row of its own."""
+
 LIMIT_SECONDS = 1_500
 PAUSE_SECONDS = 0.05
 """Long, since who looks into a database of SQLite keeps its writers waiting."""
@@ -63,10 +66,7 @@ class Rows:
 
     def add(self, number: int) -> None:
         """Add one to the row of this number, in a transaction of its own."""
-        self._connection().execute(
-            "insert into rows values (?, 1) on conflict (number) do update set value = value + 1",
-            (number,),
-        )
+        self._connection().execute(ADD, {"number": number})
 
     def check(self, number: int) -> None:
         """Raise an error unless each of so many rows has a one."""

@@ -11,16 +11,17 @@ import threading
 import time
 from pathlib import Path
 
-from dbos import DBOS, DBOSConfig
+from dbos import DBOS, DBOSConfig, SQLAlchemyDatasource
+from sqlalchemy import text
 
-from benchmarks.peers.common import Rows, append, main, starts, wait_until
+from benchmarks.peers.common import ADD, Rows, append, main, starts, wait_until
 
 WORKERS = 4
 POLLING_SECONDS = 0.01
 QUEUE = "benchmarks"
 _began: list[float] = []
 _may_begin = threading.Event()
-_rows: list[Rows] = []
+_datasources: list[SQLAlchemyDatasource] = []
 _moments: dict[int, float] = {}
 
 
@@ -36,12 +37,12 @@ def note_moment(index: int) -> None:
 
 @DBOS.workflow()
 def add(index: int) -> None:
-    _add(index)
+    # Its completion is stored in the same transaction of the application's database.
+    _datasources[0].run_tx_step({"name": "add"}, _add, index)
 
 
-@DBOS.step()
 def _add(index: int) -> None:
-    _rows[0].add(index)
+    _datasources[0].sql_session().execute(text(ADD), {"number": index})
 
 
 @DBOS.workflow()
@@ -90,14 +91,16 @@ def drain(number: int, folder: Path) -> float:
 
 
 def count(number: int, folder: Path) -> float:
-    """Do jobs that write a row each, in a step."""
-    _rows.append(Rows(folder / "application.db"))
+    """Do jobs that write a row each, in a transaction of DBOS: exactly once."""
+    rows = Rows(folder / "application.db")
+    database = f"sqlite:///{folder / 'application.db'}"
+    _datasources.append(SQLAlchemyDatasource.create(database))
     _launch(folder)
     _hold()
     for index in range(number):
         DBOS.enqueue_workflow(QUEUE, add, index)
     rate = _drained(number, folder)
-    _rows[0].check(number)
+    rows.check(number)
     return rate
 
 
