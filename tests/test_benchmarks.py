@@ -20,11 +20,13 @@ from benchmarks.__main__ import main
 from benchmarks.delays import between
 from benchmarks.jobs import Counter, beginnings, log_to, note, note_moment, noted, stop_logging
 from benchmarks.peers import outside
+from benchmarks.processes import Process, wait_for
 from benchmarks.registry import REGISTRY
 from benchmarks.stage import Stage
 from benchmarks.workload import Bar, Figure, NotThereError, Progress, Run, Workload, WrongError
 from benchmarks.workloads.draining import check_counters, put_counts
 from benchmarks.workloads.growing import steps
+from benchmarks.workloads.resources import Usage
 from perdure.model import Job
 from perdure.storage import open_database
 from support.tree import DOCS, ROOT
@@ -176,6 +178,36 @@ def test_a_job_that_holds_waits_for_its_end(log, tmp_path):
 
     assert counter.value == 1
     assert [number for number, _, _ in beginnings(log)] == [3]
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_process_that_ends_too_early_is_told_with_what_it_said(tmp_path):
+    process = Process(["benchmarks.nothing"], tmp_path, "x")
+    try:
+        with pytest.raises(WrongError, match=r"ended \(1\): .*No module named"):
+            process.said("ready")
+        with pytest.raises(WrongError, match=r"ended \(1\)"):
+            process.line()
+    finally:
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_peer_that_fails_is_told_with_what_it_said(tmp_path):
+    with pytest.raises(WrongError, match=r"huey, nothing: \w+Error: .*"):
+        outside.measured("huey", "nothing", tmp_path, quick=True)
+
+
+def test_a_system_that_does_not_tell_what_a_process_uses_is_named():
+    with pytest.raises(WrongError, match="needs a Linux with /proc"):
+        Usage(2**30)
+
+
+def test_what_is_waited_for_in_vain_is_told():
+    with pytest.raises(WrongError, match="no answer: not within 0 s"):
+        wait_for(lambda: False, "no answer", limit=0)
 
 
 # Rounds, ratios, bars
