@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 import transaction
 
 from benchmarks.jobs import note, noted
-from benchmarks.processes import LIMIT_SECONDS, wait_for
 from benchmarks.workload import WrongError
 from perdure.actors import start
 from perdure.model import (
@@ -31,6 +31,7 @@ __all__ = ["WORKERS", "Stage", "note_jobs", "stage_on_file"]
 WORKERS = 4
 BATCH = 1_000
 LOOK_SECONDS = 0.01
+STILL_SECONDS = 120.0
 
 
 def note_jobs(number: int, *, transactional: bool) -> Iterator[Job]:
@@ -43,6 +44,13 @@ def note_jobs(number: int, *, transactional: bool) -> Iterator[Job]:
 
 def _agents(queue: Queue) -> list[Agent]:
     return [agent for record in queue.dispatchers.records() for agent in record.agents()]
+
+
+def _settled(queue: Queue) -> int:
+    agents = _agents(queue)
+    if failed := sum(agent.kept(failed=True) for agent in agents):
+        raise WrongError(f"{failed} jobs have failed")
+    return sum(agent.kept(failed=False) for agent in agents)
 
 
 class Stage:
@@ -105,38 +113,43 @@ class Stage:
             (queue,) = database_status(connection).queues
             return queue.counts
 
-    def wait_until_done(self, number: int, *, limit: float = LIMIT_SECONDS) -> int:
+    def wait_until_done(
+        self, number: int, log: Path | None = None, *, limit: float = STILL_SECONDS
+    ) -> int:
         """Wait until so many jobs are settled; returns how many are, which may be more.
 
-        Raises `WrongError` where one has failed. It reads two or three records a hundred times
-        a second, which takes little from those who run the jobs.
+        Where the jobs write to a log, the database is left in peace until all have. Raises
+        `WrongError` where one has failed, or where nothing more happens for `limit` seconds.
+        It reads two or three records a hundred times a second, which takes little from those who
+        run the jobs.
         """
+        seen, since = -1, time.monotonic()
         with self._own_connection() as (manager, connection):
-
-            def look() -> int:
-                manager.begin()
-                agents = _agents(get_queue(connection))
-                if failed := sum(agent.kept(failed=True) for agent in agents):
-                    raise WrongError(f"{failed} jobs have failed")
-                done = sum(agent.kept(failed=False) for agent in agents)
-                return done if done >= number else 0
-
-            try:
-                return wait_for(look, f"{number} jobs are not done", limit, LOOK_SECONDS)
-            except WrongError as error:
-                raise WrongError(f"{error}; {self.counts()}") from error
+            while True:
+                done = 0 if log is None else noted(log)
+                if log is None or done >= number:
+                    manager.begin()
+                    settled = _settled(get_queue(connection))
+                    if settled >= number:
+                        return settled
+                    done += settled
+                if done != seen:
+                    seen, since = done, time.monotonic()
+                if time.monotonic() - since > limit:
+                    raise WrongError(
+                        f"{number} jobs are not done, and nothing has happened for "
+                        f"{limit:.0f} s; {self.counts()}"
+                    )
+                threading.Event().wait(LOOK_SECONDS)
 
     def drain(self, number: int, log: Path | None = None) -> float:
         """Start a system and let it do the `number` jobs there are; how many in a second.
 
-        From before the start until the last one is settled, and not only begun. Where the jobs
-        write to a log, the database is left in peace until all have.
+        From before the start until the last one is settled, and not only begun.
         """
         begun = time.perf_counter()
         with start(self.database, {"": WORKERS}):
-            if log is not None:
-                wait_for(lambda: noted(log) >= number, f"{number} jobs are not run")
-            self.wait_until_done(number)
+            self.wait_until_done(number, log)
             passed = time.perf_counter() - begun
         if (done := self.counts().completed) != number:
             raise WrongError(f"of {number} jobs {done} are done")

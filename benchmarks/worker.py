@@ -18,6 +18,8 @@ from benchmarks.stage import WORKERS, Stage
 from perdure.actors import start
 from perdure.storage import open_database
 
+LONG_SECONDS = 3600.0
+
 
 def main(uri: str) -> None:
     with contextlib.closing(open_database(uri)) as database, contextlib.ExitStack() as stack:
@@ -31,7 +33,7 @@ def main(uri: str) -> None:
                 print("going", flush=True)
             else:
                 (number,) = map(int, arguments)
-                print(stage.wait_until_done(number), flush=True)
+                print(stage.wait_until_done(number, limit=LONG_SECONDS), flush=True)
 
 
 if __name__ == "__main__":

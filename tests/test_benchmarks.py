@@ -22,7 +22,7 @@ from benchmarks.jobs import Counter, beginnings, log_to, note, note_moment, note
 from benchmarks.peers import outside
 from benchmarks.processes import Process, wait_for
 from benchmarks.registry import REGISTRY
-from benchmarks.stage import Stage
+from benchmarks.stage import Stage, note_jobs
 from benchmarks.workload import Bar, Figure, NotThereError, Progress, Run, Workload, WrongError
 from benchmarks.workloads.draining import check_counters, put_counts
 from benchmarks.workloads.growing import steps
@@ -155,6 +155,16 @@ def test_a_job_that_has_failed_is_noticed(stage):
 
     with pytest.raises(WrongError, match="1 jobs have failed"):
         stage.drain(1)
+
+
+def test_jobs_that_are_not_done_are_not_waited_for_without_end(stage, log):
+    stage.fill(note_jobs(2, transactional=True))
+
+    with pytest.raises(WrongError, match=r"2 jobs are not done, and nothing .*pending=2"):
+        stage.wait_until_done(2, limit=0)
+    note()
+    with pytest.raises(WrongError, match="1 jobs are not done, and nothing"):
+        stage.wait_until_done(1, log, limit=0)
 
 
 def test_jobs_are_seen_in_their_log(log):
