@@ -59,6 +59,7 @@ def measure(
     disk that is measured. `around`, where there is one, makes what the workload runs in, once.
     Raises `WrongError` where jobs did not do what they were put for.
     """
+    load = os.getloadavg()[0]
     rounds: list[dict[str, float]] = []
     series: dict[str, Any] = {}
     told: dict[str, str] = {}
@@ -90,6 +91,7 @@ def measure(
         "peers": told,
         "rounds": len(rounds),
         "measured": SystemClock().now().date().isoformat(),
+        "load": round(load, 1),
         "quick": quick,
         "limits": {name: _rounded(_median(rounds, name)) for name in workload.limits},
         "figures": [_figure(each, workload, rounds, tuple(told)) for each in workload.figures],

@@ -105,6 +105,8 @@ def conditions(result: Mapping[str, Any]) -> Iterator[str]:
     more += ", profiled: no figure is worth anything" if result.get("profiled") else ""
     yield f"{'One round' if rounds == 1 else f'Median of {rounds} rounds'}{more}"
     yield from result["peers"].values()
+    if "load" in result:
+        yield f"Load of the machine before it began: {result['load']:g}"
 
 
 def print_workload(name: str, result: Mapping[str, Any], document: Mapping[str, Any]) -> None:

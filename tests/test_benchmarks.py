@@ -52,7 +52,8 @@ def test_a_workload_does_its_jobs_and_has_all_its_figures(name, tmp_path):
     assert [each["name"] for each in result["figures"]] == [
         each.name for each in REGISTRY[name].figures
     ]
-    assert result["quick"] and all(value > 0 for value in result["limits"].values())
+    assert result["quick"] and f"before it began: {result['load']:g}" in done.stdout
+    assert all(value > 0 for value in result["limits"].values())
     assert f"{name}: {result['title']}" in done.stdout
     assert result["conditions"] in done.stdout
     for figure in result["figures"]:
