@@ -23,7 +23,7 @@ from benchmarks.measuring import machine, measure
 from benchmarks.peers import outside
 from benchmarks.processes import ROOT
 from benchmarks.registry import REGISTRY
-from benchmarks.workload import NotThereError, Progress, WrongError
+from benchmarks.workload import Progress, WrongError
 
 RESULTS = ROOT / "docs" / "performance.json"
 SOME = ("all", "list", "plot", "page")
@@ -150,10 +150,6 @@ def _measure(given: argparse.Namespace) -> int:
     for name in REGISTRY if given.names == ["all"] else given.names:
         try:
             result = _measured(name, given, progress)
-        except NotThereError as error:
-            progress.end()
-            print(f"{name}: not there: {error}", file=sys.stderr)
-            continue
         except WrongError as error:
             progress.end()
             print(f"{name}: {error}", file=sys.stderr)

@@ -76,7 +76,6 @@ class Stage:
         self,
         jobs: Iterable[Job],
         progress: Callable[[int], None] = lambda done: None,
-        **settings: Any,
     ) -> int:
         """Put jobs into the default queue, a thousand in each commit; how many there were."""
         remaining = iter(jobs)
@@ -84,9 +83,7 @@ class Stage:
         with self._own_connection() as (manager, connection):
             while batch := list(itertools.islice(remaining, BATCH)):
                 with manager:
-                    queue = get_queue(connection)
-                    for job in batch:
-                        queue.put(job, **settings)
+                    get_queue(connection).put_many(batch)
                 done += len(batch)
                 connection.cacheMinimize()
                 progress(done)

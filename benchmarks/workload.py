@@ -15,7 +15,6 @@ __all__ = [
     "ZEO",
     "Bar",
     "Figure",
-    "NotThereError",
     "Point",
     "Progress",
     "Run",
@@ -38,10 +37,6 @@ the ratio of the two."""
 
 
 SILENT_SECONDS = 10
-
-
-class NotThereError(Exception):
-    """What is to be measured is not there in this version."""
 
 
 class WrongError(Exception):

@@ -51,9 +51,13 @@ def put_counts(stage: Stage, objects: int, number: int) -> None:
     for first in range(0, number, BATCH):
         with stage.transaction() as connection:
             every = counters(connection)
-            for index in range(first, min(first + BATCH, number)):
-                job = Job(every[index % objects].add)
-                get_queue(connection).put(job, transactional=True)
+            jobs = [
+                Job(every[index % objects].add)
+                for index in range(first, min(first + BATCH, number))
+            ]
+            for job in jobs:
+                job.transactional = True
+            get_queue(connection).put_many(jobs)
 
 
 def counters(connection: Any) -> PersistentList:

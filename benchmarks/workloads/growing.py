@@ -110,11 +110,9 @@ def _compared(
         count = 0
         for step in steps(run.jobs or run.size(*HELD)):
             before = count
-            settings = {"begin_after": SystemClock().now() + FAR} if kind == "scheduled" else {}
             held.stage.fill(
                 jobs(step - count),
                 functools.partial(_tell, run, kind, before, step),
-                **settings,
             )
             count = step
             run.progress(f"W6, {kind}: {step:,} are held, and drained beside")
@@ -178,7 +176,7 @@ def hold(run: Run) -> Mapping[str, float]:
     """Hold jobs for each reason, and drain others meanwhile."""
     log_to(run.folder / "log")
     return {
-        **_compared(run, "scheduled", _nothing, _plain),
+        **_compared(run, "scheduled", _nothing, _scheduled),
         **_compared(run, "quota", _close_quota, _blocked),
         **_compared(run, "filter", _set_filter, _plain),
         **_backlog(run),
@@ -187,6 +185,12 @@ def hold(run: Run) -> Mapping[str, float]:
 
 def _plain(number: int) -> Iterator[Job]:
     return (Job(idle) for _ in range(number))
+
+
+def _scheduled(number: int) -> Iterator[Job]:
+    for job in _plain(number):
+        job.begin_after = SystemClock().now() + FAR
+        yield job
 
 
 def _blocked(number: int) -> Iterator[Job]:

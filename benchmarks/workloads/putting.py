@@ -9,7 +9,7 @@ import transaction
 
 from benchmarks.jobs import note
 from benchmarks.stage import note_jobs, stage_on_file
-from benchmarks.workload import SMALL, Bar, Figure, NotThereError, Run, Workload, WrongError
+from benchmarks.workload import SMALL, Bar, Figure, Run, Workload, WrongError
 from perdure.model import Job, get_queue
 
 __all__ = ["WORKLOADS"]
@@ -40,11 +40,9 @@ def put_many(run: Run) -> Mapping[str, float]:
     with stage_on_file(run.folder) as stage:
         jobs = list(note_jobs(number, transactional=True))
         with stage.transaction() as connection:
-            put = getattr(get_queue(connection), "put_many", None)
-            if put is None:
-                raise NotThereError("this version has no Queue.put_many")
+            queue = get_queue(connection)
             begun = time.perf_counter()
-            put(jobs)
+            queue.put_many(jobs)
             connection.transaction_manager.commit()
             passed = time.perf_counter() - begun
         _check(stage.counts().pending, number)
