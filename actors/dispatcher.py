@@ -566,8 +566,8 @@ class DispatcherActor(DatabaseActor):
             raised.append(_AgentFault(agent.name, True, unwanted))
             raise unwanted from error
         claims = []
-        for job, number, group in taken:
-            if group and is_quick(group):
+        for job, number, group, small in taken:
+            if small:
                 state.small.add(job._p_oid)
             else:
                 state.small.discard(job._p_oid)

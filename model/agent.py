@@ -70,11 +70,15 @@ class Completion(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """One job that an agent has just claimed; `group` names what it calls, "" for one alone."""
+    """One job that an agent has just claimed; `group` names what it calls, "" for one alone.
+
+    `small` says that it takes a part of a place only.
+    """
 
     job: Job
     number: int
     group: str
+    small: bool
 
 
 class _Room:
@@ -88,6 +92,7 @@ class _Room:
         self.word = agent_word(agent)
         self._agent = agent
         self._is_quick = is_quick
+        self._small: dict[str, bool] = {}
 
     def admits(self, job: Job) -> bool:
         self.group = group_of(job, self._agent)
@@ -98,11 +103,20 @@ class _Room:
         return True
 
     def for_group(self, name: str) -> int:
-        return self.left // self.weight(name)
+        return max(0, self.left) // self.weight(name)
 
     def weight(self, name: str) -> int:
         """Return how much of a place a job takes that calls what has that name, or is alone."""
-        return 1 if name and self._is_quick(name) else GROUPED_PER_PLACE
+        return 1 if self.is_small(name) else GROUPED_PER_PLACE
+
+    def is_small(self, name: str) -> bool:
+        """Tell whether such a job takes a part of a place; the same each time, once asked.
+
+        What is known of callables may be another thing in the next instant.
+        """
+        if name not in self._small:
+            self._small[name] = bool(name) and self._is_quick(name)
+        return self._small[name]
 
 
 class Agent(Tally, Guarded):
@@ -285,7 +299,7 @@ class Agent(Tally, Guarded):
             return taken
         if self.chooses:
             while (job := self.claim_job()) is not None:
-                taken.append(Taken(job, job._claim, ""))
+                taken.append(Taken(job, job._claim, "", False))
             return taken
         room = _Room(self, is_quick, small)
         if room.left <= 0:
@@ -296,14 +310,12 @@ class Agent(Tally, Guarded):
             for job, name in queue._claims(self.filter, self.record.stripes(), room):
                 if name:
                     room.left -= room.weight(name)
-                    taken.append(self._hold_for_group(job, -1, name))
+                    taken.append(self._hold_for_group(job, -1, name, room.is_small(name)))
                 elif room.group:
-                    number = -(job._claim + 1)
-                    taken.append(self._hold_for_group(job, number, room.group))
+                    number, name = -(job._claim + 1), room.group
+                    taken.append(self._hold_for_group(job, number, name, room.is_small(name)))
                 else:
                     taken.append(self._hold(job))
-                if room.left <= 0:
-                    break
         finally:
             queue._v_has_suspect = False
         return taken
@@ -314,12 +326,12 @@ class Agent(Tally, Guarded):
         if is_suspect(job):
             self._suspect = job._p_oid
             self.queue._v_has_suspect = True
-        return self._hold_for_group(job, job._claim, "")
+        return self._hold_for_group(job, job._claim, "", False)
 
-    def _hold_for_group(self, job: Job, number: int, group: str) -> Taken:
+    def _hold_for_group(self, job: Job, number: int, group: str, small: bool) -> Taken:
         self._held[job._p_oid] = job, number
         self._p_changed = True
-        return Taken(job, number, group)
+        return Taken(job, number, group, small)
 
     def _registered(self) -> bool:
         record = self.record

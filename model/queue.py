@@ -326,6 +326,7 @@ class Queue(Guarded):
                 place, job, until = found
                 name = place.line.group
                 if room is not None and filter is None and self._is_known(place.line, room):
+                    # All of these are taken: there is no way back once they are out of the line.
                     most = room.for_group(name)
                     jobs = place.stripe.first_of(place.line, until, most)
                     if not jobs:

@@ -117,9 +117,14 @@ def is_whole(job: Any) -> bool:
         return False
 
 
+def _is_plain(job: Any) -> bool:
+    """Tell whether what stands in the place of a job can be loaded, and is one."""
+    return is_loadable(job) and hasattr(job, "_stamp")
+
+
 def previous_of(job: Any) -> Job | None:
     """Return the job that was put before, into the same inbox."""
-    found: Job | None = job._previous if is_loadable(job) else _object(job, "_previous")
+    found: Job | None = job._previous if _is_plain(job) else _object(job, "_previous")
     return found
 
 
@@ -161,7 +166,7 @@ def status_of(job: Any) -> Status:
 
 def position_of(job: Any) -> tuple[int, int]:
     """Return when a waiting job is due and when it was put, in microseconds."""
-    if is_loadable(job):
+    if _is_plain(job):
         if job._first:
             return 0, job._stamp
         return (job._begin_after or 0) if job._due is None else job._due, job._stamp
@@ -173,7 +178,7 @@ def position_of(job: Any) -> tuple[int, int]:
 
 def deadline_of(job: Any) -> int | None:
     """Return by when a waiting job is to begin, in microseconds, or None."""
-    if is_loadable(job) and job._begin_by is None:
+    if _is_plain(job) and job._begin_by is None:
         return None
     begin_by = stored(job, "_begin_by", None)
     begin_after = stored(job, "_begin_after", None)

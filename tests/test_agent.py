@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from transaction.interfaces import TransientError
 
 from perdure.model import Agent, BadStatusError, Job, Status, UnknownSettingError
+from perdure.model.agent import GROUPED_PER_PLACE
 from perdure.model.internal import InternalJob
 from support.callables import (
     choose_and_lose,
@@ -464,3 +467,14 @@ def test_interrupting_all_tells_how_many_there_were(world, view):
     view.commit()
     assert len(agent) == 0 and len(view.queue) == 4
     world.advance(HOUR)
+
+
+@pytest.mark.spec("D7", "D17", "C1")
+def test_a_callable_that_turns_out_slow_in_the_midst_of_a_claim_costs_no_job(view):
+    agent = view.agent(size=2)
+    made = [view.put(nothing, transactional=True) for _ in range(300)]
+    answers = itertools.chain([True] * 3, itertools.repeat(False))
+    taken = agent.claim_jobs(lambda name: next(answers), set())
+    view.commit()
+    assert [each.job for each in taken] + list(view.queue) == made
+    assert len(agent) == len(taken) == 2 * GROUPED_PER_PLACE
