@@ -373,7 +373,7 @@ class AgentActor(Actor):
         """Tell whether more jobs are about to end that can be settled with those that have."""
         if len(self._ran) + len(self._completed) >= self._size:
             return False
-        ends_soon = self._context.runs.ends_soon
+        ends_soon = self._context.experience.ends_soon
         return any(claim.name and ends_soon(claim.name) for claim, *_ in self._busy.values())
 
     @handles(_ReportHeld)

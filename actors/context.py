@@ -202,9 +202,7 @@ class Context:
     directory: Directory
     suspensions: Suspensions
     experience: Experience = field(default_factory=Experience)
-    """How long the calls of jobs in groups take."""
-    runs: Experience = field(default_factory=Experience)
-    """How long jobs that are alone take, with their commits."""
+    """How long the calls of jobs take."""
     board: Board = field(default_factory=Board)
     watch: Watch = field(default_factory=Watch)
 

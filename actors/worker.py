@@ -270,10 +270,10 @@ class WorkerActor(Actor):
         self._started = None if resumed is not None else self._tell_started(job)
         ended = False
         try:
-            begun = self._clock.monotonic()
             suspension = self._runner.run(job, ended=resumed, viewed=True)
-            if claim.name:
-                self._context.runs.took(claim.name, self._clock.monotonic() - begun)
+            seconds = self._runner.call_seconds
+            if claim.name and seconds is not None:
+                self._context.experience.took(claim.name, seconds)
             if suspension is not None:
                 # The transaction is not to stay open in a worker that is free.
                 transaction.abort()

@@ -205,9 +205,13 @@ class Attempting(Deciding):
                 info = job.set_up()
                 if isinstance(job, Composite):
                     return None
-                result = job.callable(
+                function = job.callable
+                begun = self._clock.monotonic()
+                result = function(
                     *fresh(job._args), *extra, **{**fresh(job._kwargs or {}), **kwargs}
                 )
+                if self._fence is not None and job is self._fence.root:
+                    self.call_seconds = self._clock.monotonic() - begun
                 # By hand: a runner that suspends has handed it over.
                 if inspect.iscoroutine(result) and is_coroutine_job(job):
                     return run_here(result, job)

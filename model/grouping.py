@@ -49,6 +49,7 @@ GROUP_SECONDS = 0.05
 QUICK_SECONDS = 0.005
 """A callable that lately took longer is run in a group of its own."""
 
+_SHORT_SECONDS = 0.002
 _REMEMBERED = 1000
 _FORGETS = 0.9
 _CAREFUL_GROUPS = 20
@@ -73,12 +74,12 @@ class Experience:
             return self._seconds.get(name, QUICK_SECONDS) < QUICK_SECONDS
 
     def ends_soon(self, name: str) -> bool:
-        """Tell whether what has that name is known to take an instant only.
+        """Tell whether a job that calls what has that name is over in a few commits' time.
 
         What has taken no time at all was measured by a clock that stands still.
         """
         with self._lock:
-            return 0 < self._seconds.get(name, 0) < QUICK_SECONDS
+            return 0 < self._seconds.get(name, 0) < _SHORT_SECONDS
 
     def took(self, name: str, seconds: float) -> None:
         """Note how long a call took."""

@@ -80,6 +80,7 @@ class Runner(Serving):
     ) -> Suspension | None:
         fence = self._fence = Fence(root)
         self._suspension = None
+        self.call_seconds = None
         self._ended = ended
         self._manager.registerSynch(fence)
         try:

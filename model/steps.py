@@ -77,6 +77,8 @@ class Steps:
         self._ended: Ended | None = None
         self._completed: Job | None = None
         """The job that was completed with its result: nothing is left to do for it."""
+        self.call_seconds: float | None = None
+        """How long the last call of the job that was claimed took; None: there was none."""
 
     def _view(self, job: Job, *, anew: bool = True) -> None:
         """Begin a transaction, and see `job` as it is stored now; waits for the database.
