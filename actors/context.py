@@ -93,16 +93,19 @@ class Board:
 
     def __init__(self) -> None:
         self._jobs: dict[str, Callable[[], JobReport]] = {}
-        self._ended: deque[JobReport] = deque(maxlen=JOBS_KEPT)
+        self._ended: deque[Callable[[], JobReport]] = deque(maxlen=JOBS_KEPT)
 
-    def add(self, report: JobReport) -> None:
-        """Say how a job has ended; only the last 200 are kept until somebody looks."""
+    def add(self, report: Callable[[], JobReport]) -> None:
+        """Say how a job has ended, by what makes a report of it, if anybody looks.
+
+        Only the last 200 are kept until then.
+        """
         self._ended.append(report)
 
     def take(self) -> Iterator[JobReport]:
         """Take off what has ended since this was last done, the first first; for one thread."""
         while self._ended:
-            yield self._ended.popleft()
+            yield self._ended.popleft()()
 
     def set(self, worker: str, report: Callable[[], JobReport] | None) -> None:
         """Say at which job a worker is, by what makes a report of it; None: at none."""

@@ -72,6 +72,7 @@ class WorkerActor(Actor):
 
     def on_start(self) -> None:
         """Make ready; the connection is opened when the first job comes."""
+        self._thread_name = threading.current_thread().name
         self._runner = Runner(
             transaction.manager,
             self._clock,
@@ -175,8 +176,7 @@ class WorkerActor(Actor):
         """Let it be seen at which job of its group this worker is."""
 
         def report() -> JobReport:
-            started = self._beginning(ref, name, name, moment(began))
-            return report_of(started)
+            return report_of(self._beginning(ref, name, name, moment(began)))
 
         self._context.board.set(self.name, report)
 
@@ -194,32 +194,29 @@ class WorkerActor(Actor):
             name=name,
             queue=self._queue,
             agent=self._agent,
-            thread=threading.current_thread().name,
+            thread=self._thread_name,
             quota_names=quota_names,
             started=started,
         )
 
-    def _ends(self, job: Job, began: int, ended: int) -> None:
-        ref, result = job.ref, job._result
-        call = repr(job)
+    def _ends(self, ref: JobRef, job: Job, began: int, ended: int) -> None:
+        call, result = repr(job), job._result
         if trace.isEnabledFor(logging.INFO):
             known = fields(job)
             trace.info("%r is started", job, extra=known)
             trace.info(SUCCEEDED, job, safe_repr(result), extra=known)
             trace.info("%r is %s", job, job.status.name, extra=known)
-        self._context.board.add(
-            report_of(
-                self._beginning(ref, call, job.callable_name, moment(began)),
-                JobEnded(
-                    ref=ref,
-                    ended=moment(ended),
-                    failed=False,
-                    reassigned=False,
-                    text=_cut(_text(result)),
-                    completed=job._callbacks_end is not None,
-                ),
-            )
-        )
+        name, completed = job.callable_name, job._callbacks_end is not None
+        text = "None" if result is None else _cut(_text(result))
+        thread = self._thread_name
+
+        def report() -> JobReport:
+            return JobReport(
+                ref, call, name, self._queue, self._agent, thread, (), moment(began),
+                moment(ended), completed, False, False, text,
+            )  # fmt: skip
+
+        self._context.board.add(report)
         self._context.results.announce(ref)
 
     def _tell_agent(self, message: object) -> None:
@@ -310,7 +307,8 @@ class WorkerActor(Actor):
         if self._started is None:
             self._context.report(ended)
         else:
-            self._context.board.add(report_of(self._started, ended))
+            report = report_of(self._started, ended)
+            self._context.board.add(lambda: report)
 
     def _own_connection(self) -> Any:
         """Return the connection, None where the job's code has closed it, or there is none.

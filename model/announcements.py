@@ -49,6 +49,9 @@ class Announcements:
 
     def announce(self, key: Hashable) -> None:
         """End the waits for `key`."""
+        # Who begins to wait only now looks for what this is about after that.
+        if not self._listeners:
+            return
         with self._condition:
             listeners = self._listeners.get(key)
             if listeners:

@@ -168,6 +168,11 @@ _lock = threading.Lock()
 
 def environment(database: Any) -> Environment:
     """Return the environment of an open `ZODB.DB`."""
+    try:
+        return _environments[database]
+    except (KeyError, TypeError):
+        # There is none yet, or it is no database.
+        pass
     with _lock:
         found = _environments.get(checked_database(database))
         if found is None:

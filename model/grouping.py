@@ -171,7 +171,7 @@ class GroupRunner:
         experience: Experience,
         *,
         on_begin: Callable[[JobRef, str, int], None],
-        on_end: Callable[[Job, int, int], None],
+        on_end: Callable[[JobRef, Job, int, int], None],
     ) -> None:
         self._manager = manager
         self._clock = clock
@@ -182,6 +182,7 @@ class GroupRunner:
         self._on_end = on_end
         self._fence = _Fence()
         self._touched: list[Job] = []
+        self._functions: dict[str, Callable[..., Any]] = {}
 
     def run(self, connection: Any, agent: Agent, claims: Iterable[tuple[Claim, str]]) -> Group:
         """Run these, each given with the name of what it calls; return what became of them.
@@ -232,6 +233,8 @@ class GroupRunner:
         self._abort()
         self._manager.begin()
         self._fence.broken = False
+        # An alias may have been made since.
+        self._functions.clear()
 
     def _attempt(
         self, connection: Any, agent: Agent, left: dict[Claim, str], group: Group, careful: bool
@@ -314,7 +317,7 @@ class GroupRunner:
             raise _Again from error
 
     def _call(self, agent: Agent, claim: Claim, name: str, job: Job) -> _Called:
-        function = job.callable
+        function = self._function(job)
         self._touched.append(job)
         began = microseconds(self._clock.now())
         job._run_in_group(agent, claim.number, began)
@@ -325,13 +328,24 @@ class GroupRunner:
         self._experience.took(name, self._clock.monotonic() - start)
         if self._fence.broken:
             raise _NotForGroups("it has ended its transaction by itself")
-        if inspect.iscoroutine(result):
-            result.close()
-        if isinstance(result, (Job, Failure)) or is_future(result) or inspect.iscoroutine(result):
-            raise _NotForGroups(f"it has returned {result!r}")
         if not is_plain(result):
+            if inspect.iscoroutine(result):
+                result.close()
+                raise _NotForGroups("it has returned a coroutine")
+            if isinstance(result, (Job, Failure)) or is_future(result):
+                raise _NotForGroups(f"it has returned {result!r}")
             check_value(result, f"the result of {job!r}")
         return _Called(claim, job, began, result)
+
+    def _function(self, job: Job) -> Callable[..., Any]:
+        """Return what `job` calls; a name is looked up once in a group."""
+        stored = job._callable
+        if not isinstance(stored, str):
+            return job.callable
+        function = self._functions.get(stored)
+        if function is None:
+            function = self._functions[stored] = job.callable
+        return function
 
     def _commit(
         self, agent: Agent, called: list[_Called], left: dict[Claim, str], group: Group
@@ -379,7 +393,7 @@ class GroupRunner:
 
     def _ended(self, each: _Called, now: int, group: Group) -> None:
         job = each.job
-        self._on_end(job, each.began, now)
+        self._on_end(each.claim.ref, job, each.began, now)
         ended = job._callbacks_end
         if ended is None:
             # Its callbacks are run as those of a job that was alone.

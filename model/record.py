@@ -525,17 +525,21 @@ class JobRecord(Guarded):
     def _end_in_group(self, agent: Agent, number: int, began: int, now: int, result: Any) -> None:
         """Claim, begin, end and, where it has no callbacks, complete the job: in one commit."""
         done = not self._callbacks and not self._has_late_callbacks()
-        if self._previous is not None:
-            self._previous = None
-        self._agent = agent
-        self._claim = -number
-        self._status_name = (Status.COMPLETED if done else Status.CALLBACKS).value
+        self._p_activate()
+        state = self.__dict__
+        state.pop("_previous", None)
+        state.update(
+            _agent=agent,
+            _claim=-number,
+            _status_name=(Status.COMPLETED if done else Status.CALLBACKS).value,
+            _active_start=began,
+            _active_end=now,
+        )
         if result is not None:
-            self._result = result
-        self._active_start = began
-        self._active_end = now
+            state["_result"] = result
         if done:
-            self._callbacks_end = now
+            state["_callbacks_end"] = now
+        self._p_changed = True
 
     def _assign(self, agent: Agent) -> None:
         self._move("claim")

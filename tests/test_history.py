@@ -149,7 +149,7 @@ def test_a_job_that_was_taken_away_is_reported_so(systems: Systems) -> None:
     add = board.add
 
     def noted(report: Any) -> None:
-        heard.append(report)
+        heard.append(report())
         add(report)
 
     board.add = noted  # type: ignore[method-assign]

@@ -42,7 +42,7 @@ class Groups:
             self.lane,
             self.experience,
             on_begin=lambda ref, *ignored: self.begun.append(ref),
-            on_end=lambda job, *ignored: self.ended.append(job.ref),
+            on_end=lambda ref, *ignored: self.ended.append(ref),
         )
 
     def put(self, *callables: Callable[..., Any], **settings: Any) -> list[Job]:
