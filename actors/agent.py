@@ -187,9 +187,13 @@ class AgentActor(Actor):
     def _hand_out(self) -> None:
         # What the agent had before it got smaller is run all the same.
         most = max(1, self._size)
-        while (self._waiting or self._grouped) and (name := self._free_worker(most)):
+        # Asked once each time: workers may learn otherwise meanwhile.
+        while (group := self._may_begin_group()) or self._waiting:
+            name = self._free_worker(most)
+            if not name:
+                break
             # In turn, where there are both.
-            if self._grouped and (self._group_is_next or not self._waiting):
+            if group and (self._group_is_next or not self._waiting):
                 self._group_is_next = False
                 self._give_group(name, self._next_group())
             else:
@@ -217,14 +221,33 @@ class AgentActor(Actor):
         self._least_idle = min(self._least_idle, len(self._idle))
         return name
 
+    def _may_begin_group(self) -> bool:
+        """Tell whether there is a group to run, and now.
+
+        Calls that are over at once are run by one worker at a time: what they cost is mostly what
+        the interpreter does for them, and that is done by one thread at a time anyway.
+        """
+        if not self._grouped:
+            return False
+        is_instant = self._context.experience.is_instant
+        return not (
+            is_instant(self._grouped[0].group)
+            and any(
+                claims[0].group and is_instant(claims[0].group) for claims in self._busy.values()
+            )
+        )
+
     def _next_group(self) -> tuple[Claimed, ...]:
         """Return the next of those that may be in a group: a fair share for a worker.
 
         One that calls what is not known to take an instant only is on its own.
         """
-        is_quick = self._context.experience.is_quick
+        experience = self._context.experience
+        is_quick = experience.is_quick
         free = len(self._idle) + 1 + max(0, self._size - len(self._workers))
         share = min(GROUPED_PER_PLACE, -(-len(self._grouped) // free))
+        if experience.is_instant(self._grouped[0].group):
+            share = min(GROUPED_PER_PLACE, len(self._grouped))
         group = [self._grouped.popleft()]
         if is_quick(group[0].group):
             while len(group) < share and is_quick(self._grouped[0].group):

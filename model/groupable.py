@@ -62,9 +62,9 @@ def transactional(function: T) -> T:
 def group_of(job: Job, agent: Agent | None = None) -> str:
     """Return the name of what `job` calls where it may be run in a group, else "".
 
-    Only a job of the class `Job` itself may, that its word, or its function's, or else the
-    agent's or the queue's calls transactional; that needs no quota, has no deadline, and has not
-    begun before. The job is loaded.
+    Only a job of the class `Job` itself may, that its word, or its function's, or else, where it
+    has no retry policy of its own, the agent's or the queue's calls transactional; that needs no
+    quota, has no deadline, and has not begun before. The job is loaded.
     """
     from perdure.model.job import Job
 
@@ -84,6 +84,9 @@ def group_of(job: Job, agent: Agent | None = None) -> str:
     # What says no was seen above.
     said: bool | None = job._transactional or marked
     if not said:
+        # One that has a policy of its own has had its way of being called looked at.
+        if job._retry_policy_factory is not None:
+            return ""
         said = None if agent is None else agent.transactional
         said = queue.transactional if said is None else said
     return job.callable_name if said else ""

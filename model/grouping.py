@@ -49,9 +49,12 @@ GROUP_SECONDS = 0.05
 QUICK_SECONDS = 0.005
 """A callable that lately took longer is run in a group of its own."""
 
+_INSTANT_SECONDS = 0.0002
 _SHORT_SECONDS = 0.002
 _REMEMBERED = 1000
-_FORGETS = 0.9
+_AVERAGED = 32
+"""Of so many calls, about, is the time that is taken for that of a callable: one of them may have
+waited for the interpreter longer than all the others took."""
 _CAREFUL_GROUPS = 20
 _EXCLUSIVE_GROUPS = 500
 
@@ -66,12 +69,14 @@ class Experience:
         self._conflicts: dict[str, int] = {}
 
     def is_quick(self, name: str) -> bool:
-        """Tell whether calls of that name are known to take an instant only.
-
-        One slow call is remembered for some ten quick ones.
-        """
+        """Tell whether calls of that name are known to take an instant only, on the average."""
         with self._lock:
             return self._seconds.get(name, QUICK_SECONDS) < QUICK_SECONDS
+
+    def is_instant(self, name: str) -> bool:
+        """Tell whether calls of that name are known to take next to no time."""
+        with self._lock:
+            return self._seconds.get(name, QUICK_SECONDS) < _INSTANT_SECONDS
 
     def ends_soon(self, name: str) -> bool:
         """Tell whether a job that calls what has that name is over in a few commits' time.
@@ -84,8 +89,8 @@ class Experience:
     def took(self, name: str, seconds: float) -> None:
         """Note how long a call took."""
         with self._lock:
-            before = self._seconds.pop(name, 0.0)
-            self._seconds[name] = max(seconds, before * _FORGETS)
+            before = self._seconds.pop(name, seconds)
+            self._seconds[name] = before + (seconds - before) / _AVERAGED
             if len(self._seconds) > _REMEMBERED:
                 forgotten, _ = self._seconds.popitem(last=False)
                 self._fails.pop(forgotten, None)
