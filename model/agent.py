@@ -41,7 +41,7 @@ LARGEST_SIZE = 10_000
 """How many jobs an agent may have at once, at most: all are named in its own record."""
 
 
-GROUPED_PER_PLACE = 64
+GROUPED_PER_PLACE = 128
 """So many jobs that are run in groups, and take an instant each, share one place of an agent.
 
 Of those, a worker runs one at a time, as of others. With fewer the commits of the groups show;
