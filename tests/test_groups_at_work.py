@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ZODB.FileStorage import FileStorage
 
-from perdure.actors import AgentActor, PauseQueue, PollNow, StatisticsAsked
+from perdure.actors import ActiveJobsAsked, AgentActor, PauseQueue, PollNow, StatisticsAsked
 from perdure.actors.messages import GroupRan, RunGroup
 from perdure.actors.worker import WorkerActor
 from perdure.model import (
@@ -26,6 +26,7 @@ from perdure.model import (
     find_job,
     get_queue,
 )
+from perdure.model.agent import GROUPED_PER_PLACE
 from support import jobs
 from support.groups import records_since
 from support.jobs import Counter, calls, gates
@@ -415,3 +416,28 @@ def test_what_a_group_has_done_is_among_the_completed_and_counted(systems: Syste
         agent: Agent = get_queue(connection).dispatchers[system.uuid]["main"]
         assert {job.ref for job in agent.completed} == set(refs)
         assert len(agent) == 0
+
+
+@pytest.mark.spec("D17")
+@pytest.mark.parametrize("seconds", [0.0, 0.001])
+def test_only_calls_that_are_over_at_once_are_left_to_one_worker(
+    seconds: float, systems: Systems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = systems.start(queues={"": 2})
+    settled(system)
+    system._context.experience.took("support.jobs:pass_gate", seconds)
+    with system.transaction() as connection:
+        queue = get_queue(connection)
+        names = [f"gate {number}" for number in range(GROUPED_PER_PLACE + 1)]
+        refs = [queue.put(Job(jobs.pass_gate, n), transactional=True).ref for n in names]
+    jobs.gates[names[0]].wait_until_entered()
+    if seconds:
+        # Two share what there is.
+        jobs.gates[names[GROUPED_PER_PLACE // 2 + 1]].wait_until_entered()
+    settled(system)
+    busy = [job for job in system.ask(ActiveJobsAsked()) if job.ended is None]
+    assert len(busy) == (2 if seconds else 1)
+    for name in names:
+        jobs.gates[name].open()
+    for ref in refs:
+        system.wait(ref, timeout=LIMIT)
