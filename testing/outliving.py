@@ -52,7 +52,7 @@ class ApplicationWatch:
             yield
         finally:
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+            threading.setprofile(None)
 
     def _see(self, frame: FrameType, event: str, argument: Any) -> None:
         # What Python calls by itself, to load an object say, has the application's frame behind.
