@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ from perdure.actors.messages import (
     Wake,
 )
 from perdure.actors.outage import PROBE_INTERVAL, Outage
-from perdure.model.agent import Agent, Completion, checked_size
+from perdure.model.agent import GROUPED_PER_PLACE, Agent, Completion, checked_size
 from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.errors import PerdureError, UnknownSettingError
 from perdure.model.failure import Failure
@@ -553,7 +554,7 @@ class DispatcherActor(DatabaseActor):
             return []
         is_quick = self._context.experience.is_quick
         try:
-            taken = agent.claim_jobs(is_quick, state.small)
+            taken = agent.claim_jobs(is_quick, state.small, self._most_of)
         # A filter or a chooser is the application's code, which may raise anything: also
         # a conflict, each time that it is asked.
         except Exception as error:
@@ -576,6 +577,14 @@ class DispatcherActor(DatabaseActor):
             plain = type(job) is Job
             claims.append(Claimed(JobRef.of(job), number, light, group, name, plain))
         return claims
+
+    def _most_of(self, name: str) -> int:
+        """Return how many jobs that call what has that name are held at most, for groups.
+
+        Where one worker runs them all, two groups are enough: one to run, one to go on with.
+        """
+        instant = self._context.experience.is_instant(name)
+        return 2 * GROUPED_PER_PLACE if instant else sys.maxsize
 
     def _work_again_later(self) -> None:
         if self._again_timer is None and not self._outage.lasts:

@@ -224,6 +224,10 @@ class Claimed:
     name: str = field(default="", compare=False)
     plain: bool = field(default=False, compare=False)
 
+    def __hash__(self) -> int:
+        # Asked for so often that what dataclasses make of it costs more than many a job.
+        return hash((self.ref.oid, self.number))
+
 
 @dataclass(frozen=True, slots=True)
 class RunJobs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Callable, Iterator, Set
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,7 +85,15 @@ class Taken(NamedTuple):
 class _Room:
     """The places that an agent has left, counted in parts of one."""
 
-    def __init__(self, agent: Agent, is_quick: Callable[[str], bool], small: Set[bytes]) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        is_quick: Callable[[str], bool],
+        small: Set[bytes],
+        most: Callable[[str], int],
+    ) -> None:
+        self._shared = sum(1 for oid in agent._held if oid in small)
+        self._most = most
         used = sum(1 if oid in small else GROUPED_PER_PLACE for oid in agent._held)
         self.left = agent.size * GROUPED_PER_PLACE - used
         self.group = ""
@@ -97,13 +106,22 @@ class _Room:
     def admits(self, job: Job) -> bool:
         self.group = group_of(job, self._agent)
         weight = self.weight(self.group)
-        if weight > self.left:
+        if weight > self.left or (weight == 1 and not self._room_for_small(self.group)):
             return False
-        self.left -= weight
+        self.take(self.group)
         return True
 
+    def take(self, name: str) -> None:
+        """Count one that was claimed."""
+        self.left -= self.weight(name)
+        self._shared += self.is_small(name)
+
     def for_group(self, name: str) -> int:
-        return max(0, self.left) // self.weight(name)
+        number = max(0, self.left) // self.weight(name)
+        return min(number, self._room_for_small(name)) if self.is_small(name) else number
+
+    def _room_for_small(self, name: str) -> int:
+        return max(0, self._most(name) - self._shared)
 
     def weight(self, name: str) -> int:
         """Return how much of a place a job takes that calls what has that name, or is alone."""
@@ -287,12 +305,18 @@ class Agent(Tally, Guarded):
         self._hold(job)
         return job
 
-    def claim_jobs(self, is_quick: Callable[[str], bool], small: Set[bytes]) -> list[Taken]:
+    def claim_jobs(
+        self,
+        is_quick: Callable[[str], bool],
+        small: Set[bytes],
+        most: Callable[[str], int] = lambda name: sys.maxsize,
+    ) -> list[Taken]:
         """Take all the jobs that there is room for, as `claim_job` takes one.
 
         What may be run in a group (see `group_of`), and takes an instant only, as `is_quick` says
         of its callable's name, takes a part of a place; `small` are the oids of those held that
-        do. A claim for a group is not written into the job's record.
+        do. Of these it holds no more than `most` says of the name. A claim for a group is not
+        written into the job's record.
         """
         taken: list[Taken] = []
         if not self.record.active or self.record.dead or not self._registered():
@@ -301,7 +325,7 @@ class Agent(Tally, Guarded):
             while (job := self.claim_job()) is not None:
                 taken.append(Taken(job, job._claim, "", False))
             return taken
-        room = _Room(self, is_quick, small)
+        room = _Room(self, is_quick, small, most)
         if room.left <= 0:
             return taken
         queue = self.queue
@@ -309,7 +333,7 @@ class Agent(Tally, Guarded):
         try:
             for job, name in queue._claims(self.filter, self.record.stripes(), room):
                 if name:
-                    room.left -= room.weight(name)
+                    room.take(name)
                     taken.append(self._hold_for_group(job, -1, name, room.is_small(name)))
                 elif room.group:
                     number, name = -(job._claim + 1), room.group

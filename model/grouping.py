@@ -22,6 +22,7 @@ from typing import Any
 
 from transaction.interfaces import NoTransaction, TransactionFailedError
 from ZODB.POSException import ConflictError, POSKeyError
+from ZODB.utils import p64
 
 from perdure.model import local, logs
 from perdure.model.agent import Agent, Claim, Completion
@@ -249,6 +250,8 @@ class GroupRunner:
         Raises `_Again` where that is to be done again with those that are still `left`.
         """
         self._begin()
+        # For a storage that is far away: asked for all at once.
+        connection.prefetch([p64(claim.ref.oid) for claim in left])
         called: list[_Called] = []
         begun = self._clock.monotonic()
         for claim, name in tuple(left.items()):
