@@ -138,16 +138,29 @@ def question(token: str, message: object) -> bytes:
     """
     check_message(message)
     try:
-        return _frame(pickle.dumps((token, _in_utc(message))))
+        return _frame(_dumped((token, _in_utc(message))))
     # Whatever somebody has put into a field.
     except Exception as error:
         raise UnknownMessageError(f"{message!r} cannot be sent: {error}") from error
 
 
+class _Pickler(pickle.Pickler):
+    """Writes members of enumerations by their values, as some versions of Python do not."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        return (type(obj), (obj.value,)) if isinstance(obj, enum.Enum) else NotImplemented
+
+
+def _dumped(value: object) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
 def answer(value: object) -> bytes:
     """Return the frame with an answer, or with an error where it cannot be sent."""
     try:
-        return _frame(pickle.dumps(("answer", value)))
+        return _frame(_dumped(("answer", value)))
     # Whatever somebody has put into a report.
     except Exception as error:
         return failure(PerdureError(f"the answer cannot be sent: {error}"))

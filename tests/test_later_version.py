@@ -522,4 +522,4 @@ class Snooze:
 def test_a_message_of_a_class_that_is_not_known_is_an_error_to_its_asker(message: Any) -> None:
     name = type(message).__qualname__
     with pytest.raises(UnknownMessageError, match=f"not be sent {name}; what it may be sent: Act"):
-        wire.read_question(pickle.dumps(("token", message)))
+        wire.read_question(wire._dumped(("token", message)))
