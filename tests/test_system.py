@@ -865,8 +865,8 @@ def test_the_traceback_of_a_failed_job_begins_with_the_jobs_own_code(systems: Sy
 def test_a_job_that_waits_for_the_lane_may_end_within_the_drain(
     systems: Systems, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits, drains = threading.Event(), threading.Event()
-    wait, wait_until_none = Lane._wait, Activity.wait_until_none
+    waits, drains, ended = threading.Event(), threading.Event(), threading.Event()
+    wait, wait_until_none, end = Lane._wait, Activity.wait_until_none, Lane.end
 
     def signalling_wait(lane: Lane, *args: Any) -> Any:
         waits.set()
@@ -876,9 +876,14 @@ def test_a_job_that_waits_for_the_lane_may_end_within_the_drain(
         drains.set()
         return wait_until_none(activity, timeout)
 
+    def signalling_end(lane: Lane) -> None:
+        ended.set()
+        end(lane)
+
     database = systems.database()
     system = systems.start(database, queues={"": 1})
     with system._context.lane.exclusive():
+        monkeypatch.setattr(Lane, "end", signalling_end)
         monkeypatch.setattr(Lane, "_wait", signalling_wait)
         monkeypatch.setattr(Activity, "wait_until_none", signalling_drain)
         job = Job(operator.add, 2, 3)
@@ -888,6 +893,8 @@ def test_a_job_that_waits_for_the_lane_may_end_within_the_drain(
         stopping = threading.Thread(target=system.stop, args=(LIMIT,))
         stopping.start()
         assert drains.wait(LIMIT.total_seconds())
+        # Whoever waits is told of that as soon as there is a processor for it.
+        assert not ended.is_set()
     stopping.join(LIMIT.total_seconds())
     with system.transaction() as connection:
         assert find_job(connection, ref).result == 5
