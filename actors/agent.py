@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +14,7 @@ from perdure.actors.context import Context, agent_role, worker_name
 from perdure.actors.messages import (
     AgentJoined,
     AgentReady,
+    BatchRan,
     Claimed,
     GroupRan,
     JobLost,
@@ -21,13 +22,14 @@ from perdure.actors.messages import (
     JobResumable,
     JobsRan,
     Outcome,
+    RunBatch,
     RunGroup,
     RunJob,
     RunJobs,
     WorkerLost,
 )
 from perdure.actors.worker import WorkerActor
-from perdure.model.agent import GROUPED_PER_PLACE, Completion
+from perdure.model.agent import BATCHED, GROUPED_PER_PLACE, Completion
 from perdure.model.logs import events, fields
 from perdure.model.ref import JobRef
 
@@ -45,6 +47,18 @@ LONGEST_HOLD = timedelta(milliseconds=10)
 
 A dispatcher's commit for each of them would slow them all down: they commit to the same storage.
 """
+
+
+LONGEST_TURN = timedelta(milliseconds=100)
+"""Where a worker has been at one job of a batch for so long, the others are not to wait for it.
+
+It may itself wait for one of them.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _LookAtBatches:
+    """See whether the workers that are at a batch get on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +108,14 @@ class AgentActor(Actor):
         self._waiting: deque[Claimed] = deque()
         self._light: deque[Claimed] = deque()
         self._grouped: deque[Claimed] = deque()
-        self._group_is_next = False
+        self._batched: deque[Claimed] = deque()
+        self._at_batch: dict[str, int | None] = {}
+        """The workers at batches, and how many jobs each had left when it was looked at last."""
+        self._unbegun: list[Claimed] = []
+        self._look_timer: Any = None
+        self._turns: deque[Callable[[int], bool]] = deque(
+            [self._give_waiting, self._give_batch, self._give_group]
+        )
         self._agent_oid = b""
         self._queued: set[Claimed] = set()
         self._trims = False
@@ -111,12 +132,13 @@ class AgentActor(Actor):
     def on_start(self) -> None:
         """Go on with what there is to do, and tell what this actor knows."""
         self._report_is_due = False
-        self._hold_timer = None
+        self._hold_timer = self._look_timer = None
         self._trims = False
+        self._look_later()
         for claim in self._context.suspensions.of(self.name):
             self._time_pause(claim)
         self._fit()
-        if self._ran or self._completed:
+        if self._ran or self._completed or self._unbegun:
             self._report_soon()
         directory = self._context.directory
         # First of all: the answer may be on its way before whoever made this actor goes on.
@@ -146,7 +168,7 @@ class AgentActor(Actor):
             self.tell_later(_TrimWorkers(), IDLE_FOR)
 
     def _dismiss(self) -> None:
-        name = self._idle.pop()
+        name = self._idle.popleft()
         self._workers.pop(name).stop(block=False)
 
     @handles(_TrimWorkers)
@@ -172,6 +194,8 @@ class AgentActor(Actor):
     def _queue_up(self, claim: Claimed) -> None:
         if claim.group:
             self._grouped.append(claim)
+        elif claim.batch:
+            self._batched.append(claim)
         elif self._context.suspensions.is_light(claim):
             self._light.append(claim)
         else:
@@ -185,20 +209,11 @@ class AgentActor(Actor):
             self._dealt_with.popitem(last=False)
 
     def _hand_out(self) -> None:
-        # What the agent had before it got smaller is run all the same.
+        # What the agent had before it got smaller is run all the same. In turn, where there are
+        # several kinds.
         most = max(1, self._size)
-        # Asked once each time: workers may learn otherwise meanwhile.
-        while (group := self._may_begin_group()) or self._waiting:
-            name = self._free_worker(most)
-            if not name:
-                break
-            # In turn, where there are both.
-            if group and (self._group_is_next or not self._waiting):
-                self._group_is_next = False
-                self._give_group(name, self._next_group())
-            else:
-                self._group_is_next = True
-                self._give(name, self._waiting.popleft())
+        while any(give(most) for give in tuple(self._turns)):
+            pass
         # These are done with a worker so soon that few are enough for a thousand of them.
         while self._light:
             few = len(self._busy_with_light) < LIGHT_WORKERS
@@ -206,7 +221,8 @@ class AgentActor(Actor):
             if not name:
                 break
             self._busy_with_light.add(name)
-            self._give(name, self._light.popleft())
+            claim = self._light.popleft()
+            self._give(name, (claim,), RunJob(claim))
 
     def _free_worker(self, at_most: int) -> str:
         """Return one that is free, a new one where there are fewer than that, or ""."""
@@ -217,7 +233,8 @@ class AgentActor(Actor):
             self._workers[name] = worker
             self._context.directory.started(worker)
             self._idle.append(name)
-        name = self._idle.popleft() if self._idle else ""
+        # The one that was free last: it has in memory what it needs.
+        name = self._idle.pop() if self._idle else ""
         self._least_idle = min(self._least_idle, len(self._idle))
         return name
 
@@ -254,40 +271,113 @@ class AgentActor(Actor):
                 group.append(self._grouped.popleft())
         return tuple(group)
 
-    def _give_group(self, name: str, claims: tuple[Claimed, ...]) -> None:
+    # Each of these gives something to a worker, where there are both; at most so many workers.
+
+    def _give_group(self, most: int) -> bool:
+        name = self._free_worker(most) if self._may_begin_group() else ""
+        if name:
+            claims = self._next_group()
+            self._give(name, claims, RunGroup(claims, self._agent_oid), self._give_group)
+        return bool(name)
+
+    def _give_batch(self, most: int) -> bool:
+        # By one worker at a time, as with groups, as long as it gets on.
+        name = self._free_worker(most) if self._batched and not self._at_batch else ""
+        if name:
+            number = min(BATCHED, len(self._batched))
+            claims = tuple(self._batched.popleft() for _ in range(number))
+            self._context.batches.begin(name, claims)
+            self._at_batch[name] = None
+            self._look_later()
+            self._give(name, claims, RunBatch(self._agent_oid), self._give_batch)
+        return bool(name)
+
+    def _give_waiting(self, most: int) -> bool:
+        name = self._free_worker(most) if self._waiting else ""
+        if name:
+            claim = self._waiting.popleft()
+            self._give(name, (claim,), RunJob(claim), self._give_waiting)
+        return bool(name)
+
+    def _give(
+        self,
+        name: str,
+        claims: tuple[Claimed, ...],
+        message: object,
+        turn: Callable[[int], bool] | None = None,
+    ) -> None:
         self._queued.difference_update(claims)
         self._busy[name] = claims
-        self._workers[name].tell(RunGroup(claims, self._agent_oid))
-
-    def _give(self, name: str, claim: Claimed) -> None:
-        self._queued.discard(claim)
-        self._busy[name] = (claim,)
-        self._workers[name].tell(RunJob(claim))
+        self._workers[name].tell(message)
+        if turn is not None:
+            self._turns.remove(turn)
+            self._turns.append(turn)
 
     @handles(JobRan)
     def _free(self, message: JobRan) -> None:
         # A worker of an agent of this name that was removed may still be at work.
         if self._busy.get(message.worker) != (message.claim,):
             return
-        (claim,) = self._busy.pop(message.worker)
+        del self._busy[message.worker]
         self._busy_with_light.discard(message.worker)
         self._idle.append(message.worker)
-        if message.outcome is Outcome.SUSPENDED:
+        self._take_in(message)
+        self._fit()
+
+    @handles(BatchRan)
+    def _free_of_batch(self, message: BatchRan) -> None:
+        claims = self._busy.get(message.worker, ())
+        if not {ran.claim for ran in message.ran} <= set(claims):
+            return
+        self._busy.pop(message.worker, None)
+        self._at_batch.pop(message.worker, None)
+        self._idle.append(message.worker)
+        for ran in message.ran:
+            self._take_in(ran)
+        self._fit()
+
+    def _take_in(self, ran: JobRan) -> None:
+        """Take note of what became of a job."""
+        claim = ran.claim
+        if ran.outcome is Outcome.SUSPENDED:
             self._time_pause(claim)
             self._resume_if_ended(claim)
-            self._fit()
             return
-        if message.outcome is Outcome.DONE:
+        if ran.outcome is Outcome.DONE:
             self._lost.pop(claim.ref, None)
-        if message.outcome is not Outcome.REASSIGNED:
+        if ran.outcome is not Outcome.REASSIGNED:
             self._deal_with([claim])
         # One that was left because the system stops is not to be settled, nor run again.
-        if message.completion is not None:
-            self._completed.append(message.completion)
+        if ran.completion is not None:
+            self._completed.append(ran.completion)
             self._report_soon()
-        elif message.outcome is not Outcome.STOPPED:
+        elif ran.outcome is not Outcome.STOPPED:
             self._ran.append(claim)
             self._report_soon()
+
+    def _look_later(self) -> None:
+        if self._look_timer is None and self._at_batch:
+            self._look_timer = self.tell_later(_LookAtBatches(), LONGEST_TURN)
+
+    @handles(_LookAtBatches)
+    def _look_at_batches(self, message: _LookAtBatches) -> None:
+        self._look_timer = None
+        batches = self._context.batches
+        for name, before in tuple(self._at_batch.items()):
+            left = batches.left(name)
+            if left != before or left == len(self._busy[name]):
+                self._at_batch[name] = left
+                continue
+            rest = batches.take_rest(name)
+            given = self._busy[name]
+            self._busy[name] = tuple(claim for claim in given if claim not in rest)
+            del self._at_batch[name]
+            # The last one is that which it is at.
+            self._context.experience.lasts(self._busy[name][-1].name)
+            self._deal_with(rest)
+            self._unbegun += rest
+            self._report_soon()
+        self._look_later()
         self._fit()
 
     @handles(GroupRan)
@@ -344,8 +434,13 @@ class AgentActor(Actor):
             self.tell_later(_Delayed(claim), timedelta(seconds=seconds))
         else:
             self._report_lost(claim)
-        others = [other for other in self._busy.pop(message.worker) if other != claim]
+        ran = {each.claim for each in message.ran} | {claim}
+        others = [other for other in self._busy.pop(message.worker) if other not in ran]
         self._busy_with_light.discard(message.worker)
+        self._at_batch.pop(message.worker, None)
+        self._context.batches.take_rest(message.worker)
+        for each in message.ran:
+            self._take_in(each)
         self._deal_with([claim])
         del self._workers[message.worker]
         events.error(
@@ -354,7 +449,7 @@ class AgentActor(Actor):
             extra=fields() | {"job": str(claim.ref)},
         )  # fmt: skip
         for other in others:
-            self._queue_up(dataclasses.replace(other, group=""))
+            self._queue_up(dataclasses.replace(other, group="", batch=False))
         self._fit()
 
     def _delay(self, ref: JobRef) -> int:
@@ -394,7 +489,7 @@ class AgentActor(Actor):
 
     def _has_others_to_wait_for(self) -> bool:
         """Tell whether more jobs are about to end that can be settled with those that have."""
-        if len(self._ran) + len(self._completed) >= self._size:
+        if self._unbegun or len(self._ran) + len(self._completed) >= self._size:
             return False
         ends_soon = self._context.experience.ends_soon
         return any(claim.name and ends_soon(claim.name) for claim, *_ in self._busy.values())
@@ -409,6 +504,7 @@ class AgentActor(Actor):
             self._hold_timer = None
         ran, self._ran = tuple(self._ran), []
         completed, self._completed = tuple(self._completed), []
-        if ran or completed:
-            finished = JobsRan(self._queue, self._agent, ran, completed)
+        unbegun, self._unbegun = tuple(self._unbegun), []
+        if ran or completed or unbegun:
+            finished = JobsRan(self._queue, self._agent, ran, completed, unbegun)
             self._context.directory.tell("dispatcher", finished)

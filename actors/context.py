@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid as uuids
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,12 @@ from perdure.model.incarnation import Incarnation
 from perdure.model.lane import Lane
 
 if TYPE_CHECKING:
-    from perdure.actors.messages import JobReport
+    from perdure.actors.messages import Claimed, JobReport
     from perdure.actors.suspensions import Suspensions
 
 __all__ = [
     "Activity",
+    "Batches",
     "Board",
     "Context",
     "Directory",
@@ -119,6 +120,44 @@ class Board:
         return tuple(report() for report in list(self._jobs.values()))
 
 
+class Batches:
+    """Which jobs of its batch each worker has still to run: until it takes one, or loses them.
+
+    Safe to use from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._left: dict[str, deque[Claimed]] = {}
+
+    def begin(self, worker: str, claims: Iterable[Claimed]) -> None:
+        """Let these be what a worker has to run, in that order."""
+        self._left[worker] = deque(claims)
+
+    def take(self, worker: str) -> Claimed | None:
+        """Take the next one, which is the caller's then; None: there is none left."""
+        left = self._left.get(worker)
+        try:
+            return left.popleft() if left else None
+        # Somebody else was faster.
+        except IndexError:
+            return None
+
+    def put_back(self, worker: str, claim: Claimed) -> None:
+        """Let one that was taken be the next again."""
+        self._left.setdefault(worker, deque()).appendleft(claim)
+
+    def left(self, worker: str) -> int:
+        """Return how many a worker has still to run."""
+        return len(self._left.get(worker, ()))
+
+    def take_rest(self, worker: str) -> tuple[Claimed, ...]:
+        """Take all that a worker has not taken."""
+        rest = []
+        while (claim := self.take(worker)) is not None:
+            rest.append(claim)
+        return tuple(rest)
+
+
 class Watch:
     """Which records tell, when another process has changed them, that there may be work.
 
@@ -207,6 +246,7 @@ class Context:
     experience: Experience = field(default_factory=Experience)
     """How long the calls of jobs take."""
     board: Board = field(default_factory=Board)
+    batches: Batches = field(default_factory=Batches)
     watch: Watch = field(default_factory=Watch)
 
     def report(self, message: object, /) -> None:

@@ -132,6 +132,7 @@ class _Done(NamedTuple):
     ran: tuple[Claimed, ...]
     lost: tuple[Claimed, ...]
     completed: tuple[Completion, ...]
+    unbegun: tuple[Claimed, ...]
 
 
 class _Worked(NamedTuple):
@@ -158,6 +159,7 @@ class _AgentState:
     """Whether all that it has is to be sent to its actor, which may lack some of it."""
     ran: list[Claimed] = field(default_factory=list)
     completed: list[Completion] = field(default_factory=list)
+    unbegun: list[Claimed] = field(default_factory=list)
     lost: list[Claimed] = field(default_factory=list)
     claimed: deque[JobRef] = field(default_factory=lambda: deque(maxlen=CLAIMS_TOLD))
     """What was claimed since the last poll."""
@@ -250,6 +252,7 @@ class DispatcherActor(DatabaseActor):
         if state is not None:
             state.ran += message.claims
             state.completed += message.completed
+            state.unbegun += message.unbegun
             self._work_soon(message.queue)
 
     @handles(JobLost)
@@ -375,7 +378,7 @@ class DispatcherActor(DatabaseActor):
         due: list[int | None] = [None]
         while True:
             done = {
-                agent: _Done(tuple(s.ran), tuple(s.lost), tuple(s.completed))
+                agent: _Done(tuple(s.ran), tuple(s.lost), tuple(s.completed), tuple(s.unbegun))
                 for agent, s in state.agents.items()
                 if agent not in left_out
             }
@@ -429,6 +432,7 @@ class DispatcherActor(DatabaseActor):
             del agent_state.ran[: len(finished.ran)]
             del agent_state.lost[: len(finished.lost)]
             del agent_state.completed[: len(finished.completed)]
+            del agent_state.unbegun[: len(finished.unbegun)]
             agent_state.asynchronous |= {claim for claim in claims if claim.asynchronous}
             role = agent_role(name, agent_name)
             if is_all:
@@ -538,6 +542,8 @@ class DispatcherActor(DatabaseActor):
                 # Another claim of the same job is another worker's.
                 if claim in held:
                     agent.interrupt(held[claim])
+        for claim in finished.unbegun:
+            agent.give_back(claim.ref, claim.number)
         for completion in finished.completed:
             agent.settle_completed(completion)
         if settle_all:
@@ -552,9 +558,9 @@ class DispatcherActor(DatabaseActor):
         state = self._agent_state(agent.queue.name, agent.name)
         if not self._claiming or agent.name in failed or state is None or not state.ready:
             return []
-        is_quick = self._context.experience.is_quick
+        known = self._context.experience
         try:
-            taken = agent.claim_jobs(is_quick, state.small, self._most_of)
+            taken = agent.claim_jobs(known.is_quick, state.small, self._most_of, known.is_instant)
         # A filter or a chooser is the application's code, which may raise anything: also
         # a conflict, each time that it is asked.
         except Exception as error:
@@ -567,15 +573,18 @@ class DispatcherActor(DatabaseActor):
             raised.append(_AgentFault(agent.name, True, unwanted))
             raise unwanted from error
         claims = []
-        for job, number, group, small in taken:
+        for job, number, group, small, batch in taken:
             if small:
                 state.small.add(job._p_oid)
             else:
                 state.small.discard(job._p_oid)
             light = not group and is_light(job)
-            name = "" if group else job.callable_name
             plain = type(job) is Job
-            claims.append(Claimed(JobRef.of(job), number, light, group, name, plain))
+            if batch:
+                group, name = "", group
+            else:
+                name = "" if group else job.callable_name
+            claims.append(Claimed(JobRef.of(job), number, light, group, name, plain, batch))
         return claims
 
     def _most_of(self, name: str) -> int:

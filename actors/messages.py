@@ -35,6 +35,7 @@ __all__ = [
     "AgentLeft",
     "AgentPoll",
     "AgentReady",
+    "BatchRan",
     "Claimed",
     "CancelJob",
     "CommitErrored",
@@ -63,6 +64,7 @@ __all__ = [
     "ResumeQueue",
     "Retry",
     "RetryJob",
+    "RunBatch",
     "RunGroup",
     "RunJob",
     "RunJobs",
@@ -214,7 +216,8 @@ class Claimed:
 
     `asynchronous` says that it takes a worker for an instant only, to begin and to end; `group`
     names what it calls, where it may be run in a group with others, `name` where it is alone;
-    `plain` says that it is of the class `Job` itself.
+    `plain` says that it is of the class `Job` itself; `batch`, that a worker may have others to
+    run behind it.
     """
 
     ref: JobRef
@@ -223,6 +226,7 @@ class Claimed:
     group: str = field(default="", compare=False)
     name: str = field(default="", compare=False)
     plain: bool = field(default=False, compare=False)
+    batch: bool = field(default=False, compare=False)
 
     def __hash__(self) -> int:
         # Asked for so often that what dataclasses make of it costs more than many a job.
@@ -255,6 +259,16 @@ class RunGroup:
     agent_oid: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class RunBatch:
+    """Run these now, one after the other, each as if it were alone.
+
+    Which of them are still to be run is known to the context's `Batches`.
+    """
+
+    agent_oid: bytes
+
+
 class Outcome(enum.Enum):
     """How a worker came back from a job."""
 
@@ -276,6 +290,14 @@ class JobRan:
     claim: Claimed
     outcome: Outcome
     completion: Completion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRan:
+    """A worker is free again, and this is how it came back from each job of its batch."""
+
+    worker: str
+    ran: tuple[JobRan, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,23 +327,29 @@ class JobResumable:
 class WorkerLost:
     """A worker's thread is gone, with the job that it ran.
 
-    `fault` is True where not the job's own code ended it, but running it went wrong.
+    `fault` is True where not the job's own code ended it, but running it went wrong; `ran` is how
+    it came back from those that it had run before, of the same batch.
     """
 
     worker: str
     claim: Claimed
     reason: str
     fault: bool = False
+    ran: tuple[JobRan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class JobsRan:
-    """These were run, and are to be settled; `completed` need not be looked at for that."""
+    """These were run, and are to be settled; `completed` need not be looked at for that.
+
+    `unbegun` were not, and are to be given back to the queue.
+    """
 
     queue: str
     agent: str
     claims: tuple[Claimed, ...]
     completed: tuple[Completion, ...] = ()
+    unbegun: tuple[Claimed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

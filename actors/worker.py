@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import functools
 import logging
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +18,7 @@ from perdure.actors.base import Actor, handles
 from perdure.actors.context import Context, agent_role, worker_name
 from perdure.actors.history import report_of
 from perdure.actors.messages import (
+    BatchRan,
     Claimed,
     GroupRan,
     JobEnded,
@@ -22,6 +26,7 @@ from perdure.actors.messages import (
     JobReport,
     JobStarted,
     Outcome,
+    RunBatch,
     RunGroup,
     RunJob,
     Wake,
@@ -35,7 +40,7 @@ from perdure.model.grouping import Group, GroupRunner
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
-from perdure.model.moments import moment
+from perdure.model.moments import microseconds, moment
 from perdure.model.ref import JobRef, find_job, plain_job
 from perdure.model.resolving import is_whole
 from perdure.model.retrying import begin_anew, has_transaction, is_away, tell_of_wait
@@ -67,8 +72,9 @@ class WorkerActor(Actor):
         self._connection: Any = None
         self._queue_oid = b""
         self._frees_places = False
-        self._started: JobStarted | None = None
+        self._started: Callable[[], JobStarted] | None = None
         self._completion: Completion | None = None
+        self._batch: _Batch | None = None
 
     def on_start(self) -> None:
         """Make ready; the connection is opened when the first job comes."""
@@ -107,35 +113,55 @@ class WorkerActor(Actor):
 
     @handles(RunJob)
     def _run(self, message: RunJob) -> None:
-        with placed(job=str(message.claim.ref)):
-            self._run_or_leave(message)
+        ran = self._run_or_leave(message.claim)
+        self._tell_agent(ran)
+        if isinstance(ran, WorkerLost):
+            self.stop()
 
-    def _run_or_leave(self, message: RunJob) -> None:
-        self._context.activity.begin()
+    @handles(RunBatch)
+    def _run_batch(self, message: RunBatch) -> None:
+        ran: list[JobRan] = []
+        self._batch = _Batch(self._context, self.name, message.agent_oid)
+        try:
+            while (claim := self._batch.take()) is not None:
+                each = self._run_or_leave(claim)
+                if isinstance(each, WorkerLost):
+                    self._tell_agent(dataclasses.replace(each, ran=tuple(ran)))
+                    self.stop()
+                    return
+                ran.append(each)
+        finally:
+            self._batch = None
+        self._tell_agent(BatchRan(self.name, tuple(ran)))
+
+    def _run_or_leave(self, claim: Claimed) -> JobRan | WorkerLost:
+        with placed(job=str(claim.ref)):
+            self._context.activity.begin()
+            try:
+                return self._run_counted(claim)
+            finally:
+                self._context.activity.end()
+
+    def _run_counted(self, claim: Claimed) -> JobRan | WorkerLost:
         try:
             # Looked at after it was counted: whoever stops sees the one or the other.
-            suspended = self._context.suspensions.is_suspended(message.claim)
+            suspended = self._context.suspensions.is_suspended(claim)
             # One that has begun may end within the drain.
             if self._context.stop.is_set() and not suspended:
-                raise StopRequested(f"the system stops, {message.claim.ref} is not begun")
-            outcome = self._run_claim(message.claim)
+                raise StopRequested(f"the system stops, {claim.ref} is not begun")
+            outcome = self._run_claim(claim)
         # The job raised what is no Exception, or running it went wrong in a way that was
         # not foreseen: this worker is not to be trusted any more.
         except BaseException as error:
             # A job may raise it as well.
             if isinstance(error, StopRequested) and self._context.stop.is_set():
-                self._tell_agent(JobRan(self.name, message.claim, Outcome.STOPPED))
-                return
+                return JobRan(self.name, claim, Outcome.STOPPED)
             events.error("%s is lost to %r", self.name, error, exc_info=True, extra=fields())
             closed = self._connection is not None and self._own_connection() is None
             fault = isinstance(error, Exception) and not closed
-            self._tell_agent(WorkerLost(self.name, message.claim, repr(error), fault))
-            self.stop()
-            return
-        finally:
-            self._context.activity.end()
+            return WorkerLost(self.name, claim, repr(error), fault)
         completion, self._completion = self._completion, None
-        self._tell_agent(JobRan(self.name, message.claim, outcome, completion))
+        return JobRan(self.name, claim, outcome, completion)
 
     @handles(RunGroup)
     def _run_group(self, message: RunGroup) -> None:
@@ -253,9 +279,12 @@ class WorkerActor(Actor):
                     job, self.name, extra=fields(),
                 )  # fmt: skip
             return Outcome.REASSIGNED
-        # Of a group, the end of one may have been committed, with its callbacks still to run.
+        # Of a group, the end of one may have been committed, with its callbacks still to run; of
+        # a batch, the beginning, with the end of the one before.
+        begun = self._batch is not None and job.status is Status.ACTIVE and resumed is None
         of_group = claim.number < 0 and job.status in (Status.CALLBACKS, Status.COMPLETED)
-        if job.status is not Status.ASSIGNED and resumed is None and not of_group:
+        usual = begun or of_group or resumed is not None
+        if job.status is not Status.ASSIGNED and not usual:
             events.error(
                 "%s found %r, which is %s, instead of ASSIGNED", self.name, job, job.status.name,
                 extra=fields(job),
@@ -267,7 +296,9 @@ class WorkerActor(Actor):
         self._started = None if resumed is not None else self._tell_started(job)
         ended = False
         try:
-            suspension = self._runner.run(job, ended=resumed, viewed=True)
+            suspension = self._runner.run(
+                job, ended=resumed, viewed=True, begun=begun, following=self._batch
+            )
             seconds = self._runner.call_seconds
             if claim.name and seconds is not None:
                 self._context.experience.took(claim.name, seconds)
@@ -277,7 +308,7 @@ class WorkerActor(Actor):
                 role = agent_role(self._queue, self._agent)
                 if self._started is not None:
                     # It goes on without this worker.
-                    self._context.report(self._started)
+                    self._context.report(self._started())
                 self._context.suspensions.suspend(claim, role, suspension)
                 ended = True
                 return Outcome.SUSPENDED
@@ -291,24 +322,30 @@ class WorkerActor(Actor):
         finally:
             if not ended:
                 self._report_end(
-                    JobEnded(claim.ref, self._clock.now(), True, False, "interrupted", False)
+                    functools.partial(
+                        JobEnded, claim.ref, self._clock.now(), True, False, "interrupted", False
+                    )
                 )
             self._context.board.set(self.name, None)
             if has_transaction(transaction.manager):
                 transaction.abort()
-        self._context.results.announce(claim.ref)
+        if self._completion is None:
+            # Else that was told of with its result.
+            self._context.results.announce(claim.ref)
         return Outcome.DONE
 
     def _tell_reassigned(self, ref: JobRef) -> None:
-        self._report_end(JobEnded(ref, self._clock.now(), False, True, "reassigned", False))
+        self._report_end(
+            functools.partial(JobEnded, ref, self._clock.now(), False, True, "reassigned", False)
+        )
 
-    def _report_end(self, ended: JobEnded) -> None:
+    def _report_end(self, ended: Callable[[], JobEnded]) -> None:
         """Tell how a job came back; with how it began, unless that was told when it was left."""
-        if self._started is None:
-            self._context.report(ended)
+        started = self._started
+        if started is None:
+            self._context.report(ended())
         else:
-            report = report_of(self._started, ended)
-            self._context.board.add(lambda: report)
+            self._context.board.add(lambda: report_of(started(), ended()))
 
     def _own_connection(self) -> Any:
         """Return the connection, None where the job's code has closed it, or there is none.
@@ -332,6 +369,8 @@ class WorkerActor(Actor):
                 begin_anew(transaction.manager)
                 if self._own_connection() is None:
                     self._connection = open_connection(self._context.database)
+                if self._batch is not None:
+                    self._batch.connection = self._connection
                 if not claim.plain:
                     return find_job(self._connection, claim.ref)
                 job = plain_job(self._connection, claim.ref)
@@ -350,12 +389,15 @@ class WorkerActor(Actor):
                 seconds = min(LONGEST_PAUSE_SECONDS, failures * PAUSE_SECONDS)
                 self._context.stop.wait(timedelta(seconds=seconds))
 
-    def _tell_started(self, job: Job) -> JobStarted:
+    def _tell_started(self, job: Job) -> Callable[[], JobStarted]:
         if trace.isEnabledFor(logging.INFO):
             trace.info("%r is started", job, extra=fields(job))
-        name, now = job.callable_name, self._clock.now()
-        started = self._beginning(job.ref, repr(job), name, now, job.quota_names)
-        self._context.board.set(self.name, lambda: report_of(started))
+        # Made when somebody looks, which is rare.
+        started = functools.partial(
+            self._beginning,
+            job.ref, repr(job), job.callable_name, self._clock.now(), job.quota_names,
+        )  # fmt: skip
+        self._context.board.set(self.name, lambda: report_of(started()))
         return started
 
     def _tell_ended(self, job: Job, ref: JobRef) -> None:
@@ -367,17 +409,51 @@ class WorkerActor(Actor):
         if trace.isEnabledFor(logging.INFO):
             trace.info("%r is %s", subject, subject.status.name, extra=fields(subject))
         self._report_end(
-            JobEnded(
-                ref=ref,
-                ended=self._clock.now(),
-                failed=failed,
-                reassigned=False,
-                text=_cut(text),
-                completed=completed,
+            functools.partial(
+                JobEnded, ref, self._clock.now(), failed, False, _cut(text), completed
             )
         )
         if subject is not job:
             self._context.results.announce(subject.ref)
+
+
+class _Batch:
+    """What a worker has still to run after the job that it is at; see `Following`."""
+
+    def __init__(self, context: Context, worker: str, agent_oid: bytes) -> None:
+        self._context = context
+        self._worker = worker
+        self._agent_oid = agent_oid
+        self._next: Claimed | None = None
+        self.connection: Any = None
+
+    def take(self) -> Claimed | None:
+        """Take the next one; None: there is none left."""
+        claim, self._next = self._next, None
+        return claim or self._context.batches.take(self._worker)
+
+    def begin(self) -> None:
+        """Say in this transaction of the next one that it may have begun."""
+        if self._context.stop.is_set():
+            return
+        claim = self._next = self._context.batches.take(self._worker)
+        if claim is None:
+            return
+        try:
+            job = plain_job(self.connection, claim.ref)
+            if job._is_unbegun(claim.number) and is_whole(job):
+                agent = self.connection.get(self._agent_oid)
+                now = microseconds(self._context.clock.now())
+                job._begin_in_batch(agent, claim.number, now)
+        # It is dealt with when its turn has come.
+        except Exception as error:
+            trace.info("job %s is not begun yet, for %r", claim.ref, error)
+
+    def undo(self) -> None:
+        """Let that one be the next again, which nobody may have begun."""
+        if self._next is not None:
+            self._context.batches.put_back(self._worker, self._next)
+            self._next = None
 
 
 def _completion_of(job: Job, claim: Claimed) -> Completion | None:

@@ -19,7 +19,7 @@ from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
 from perdure.model.given import checked_name, checked_stored
-from perdure.model.groupable import agent_word, group_of
+from perdure.model.groupable import agent_word, batch_of, group_of
 from perdure.model.guarded import Choice, Guarded
 from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.logs import events, fields
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from perdure.model.dispatchers import DispatcherRecord
     from perdure.model.job import Job
     from perdure.model.queue import Filter, Queue
+    from perdure.model.stripe import LineKey
 
 __all__ = ["LARGEST_SIZE", "Agent", "Claim", "checked_size"]
 
@@ -47,6 +48,13 @@ GROUPED_PER_PLACE = 128
 
 Of those, a worker runs one at a time, as of others. With fewer the commits of the groups show;
 with many more, a process holds what another one could run.
+"""
+
+
+BATCHED = 32
+"""So many jobs at most are run one after the other by one worker, and settled together.
+
+An agent holds twice as many: those, and what to go on with.
 """
 
 
@@ -73,13 +81,14 @@ class Completion(NamedTuple):
 class Taken(NamedTuple):
     """One job that an agent has just claimed; `group` names what it calls, "" for one alone.
 
-    `small` says that it takes a part of a place only.
+    `small` says that it takes a part of a place only, `batch` that it is for a batch instead.
     """
 
     job: Job
     number: int
     group: str
     small: bool
+    batch: bool = False
 
 
 class _Room:
@@ -91,6 +100,7 @@ class _Room:
         is_quick: Callable[[str], bool],
         small: Set[bytes],
         most: Callable[[str], int],
+        is_instant: Callable[[str], bool],
     ) -> None:
         self._shared = sum(1 for oid in agent._held if oid in small)
         self._most = most
@@ -98,25 +108,54 @@ class _Room:
         self.left = agent.size * GROUPED_PER_PLACE - used
         self.group = ""
         """The name of what the job calls that was admitted last, where it is one for a group."""
+        self.batch = False
+        """Whether it is one for a batch instead."""
         self.word = agent_word(agent)
         self._agent = agent
         self._is_quick = is_quick
+        self._is_instant = is_instant
         self._small: dict[str, bool] = {}
+        self._instant: dict[str, bool] = {}
 
     def admits(self, job: Job) -> bool:
         self.group = group_of(job, self._agent)
+        self.batch = not self.group and self._is_for_batch(job)
+        if self.batch:
+            self.take_for_batch()
+            return True
         weight = self.weight(self.group)
         if weight > self.left or (weight == 1 and not self._room_for_small(self.group)):
             return False
         self.take(self.group)
         return True
 
+    def _is_for_batch(self, job: Job) -> bool:
+        if self.left < 1 or self._shared >= 2 * BATCHED:
+            return False
+        name = batch_of(job)
+        return bool(name) and self.batches(name)
+
     def take(self, name: str) -> None:
         """Count one that was claimed."""
         self.left -= self.weight(name)
         self._shared += self.is_small(name)
 
-    def for_group(self, name: str) -> int:
+    def take_for_batch(self) -> None:
+        """Count one that was claimed for a batch."""
+        self.left -= 1
+        self._shared += 1
+
+    def batches(self, name: str) -> bool:
+        """Tell whether jobs that call what has that name are to be run in batches now."""
+        if name not in self._instant:
+            self._instant[name] = self._is_instant(name)
+        return self._instant[name]
+
+    def for_line(self, key: LineKey) -> int:
+        """Return how many jobs of a line there is room for, whose claims load none."""
+        name = key.group
+        if key.batch:
+            return max(0, min(self.left, 2 * BATCHED - self._shared))
         number = max(0, self.left) // self.weight(name)
         return min(number, self._room_for_small(name)) if self.is_small(name) else number
 
@@ -310,13 +349,15 @@ class Agent(Tally, Guarded):
         is_quick: Callable[[str], bool],
         small: Set[bytes],
         most: Callable[[str], int] = lambda name: sys.maxsize,
+        is_instant: Callable[[str], bool] = lambda name: False,
     ) -> list[Taken]:
         """Take all the jobs that there is room for, as `claim_job` takes one.
 
         What may be run in a group (see `group_of`), and takes an instant only, as `is_quick` says
         of its callable's name, takes a part of a place; `small` are the oids of those held that
-        do. Of these it holds no more than `most` says of the name. A claim for a group is not
-        written into the job's record.
+        do. Of these it holds no more than `most` says of the name. What may be run in a batch
+        (see `batch_of`), and takes next to no time, as `is_instant` says, takes such a part, too.
+        A claim for a group or a batch is not written into the job's record.
         """
         taken: list[Taken] = []
         if not self.record.active or self.record.dead or not self._registered():
@@ -325,19 +366,28 @@ class Agent(Tally, Guarded):
             while (job := self.claim_job()) is not None:
                 taken.append(Taken(job, job._claim, "", False))
             return taken
-        room = _Room(self, is_quick, small, most)
+        room = _Room(self, is_quick, small, most, is_instant)
         if room.left <= 0:
             return taken
         queue = self.queue
         queue._v_has_suspect = any(agent.has_suspect for agent in self.record.agents())
         try:
-            for job, name in queue._claims(self.filter, self.record.stripes(), room):
-                if name:
+            for job, line in queue._claims(self.filter, self.record.stripes(), room):
+                if line is not None and line.batch:
+                    room.take_for_batch()
+                    held = self._hold_for_group(job, -1, line.group, True)
+                    taken.append(held._replace(batch=True))
+                elif line is not None:
+                    name = line.group
                     room.take(name)
                     taken.append(self._hold_for_group(job, -1, name, room.is_small(name)))
                 elif room.group:
                     number, name = -(job._claim + 1), room.group
                     taken.append(self._hold_for_group(job, number, name, room.is_small(name)))
+                elif room.batch:
+                    name = job.callable_name
+                    held = self._hold_for_group(job, -(job._claim + 1), name, True)
+                    taken.append(held._replace(batch=True))
                 else:
                     taken.append(self._hold(job))
         finally:
@@ -535,6 +585,22 @@ class Agent(Tally, Guarded):
             self._held.pop(oid, None)
             self._left.pop(oid, None)
             self._p_changed = True
+
+    def give_back(self, ref: JobRef, number: int) -> None:
+        """Let a job wait again that no worker has begun, though it may seem so: run alone then.
+
+        Harmless when repeated. One that has begun counts as interrupted.
+        """
+        job, held = self._held.get(p64(ref.oid), (None, 0))
+        if job is None or held != number or JobRef.of(job) != ref:
+            return
+        if not is_whole(job) or not job._is_unbegun(number):
+            self.interrupt(job)
+            return
+        self._drop(job._p_oid)
+        # By the same number it may be claimed once more.
+        job._alone = True
+        self.queue._line_up(job, self.record.stripes())
 
     def interrupt(self, job: Job) -> None:
         """Take `job` from its worker, which is lost, and see to what is to become of it.

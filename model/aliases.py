@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from persistent import Persistent
+from ZODB.utils import z64
 
 __all__ = ["Aliases", "current_name", "translate"]
 
@@ -36,7 +37,9 @@ def current_name(persistent: Any, name: str) -> str:
     jar = persistent._p_jar
     if jar is None:
         return name
-    queues = jar.root().get(ROOT_KEY)
+    root = jar._cache.get(z64)
+    # Not by way of `Connection.root`: this is asked for several times for each job.
+    queues = (jar.root() if root is None else root).get(ROOT_KEY)
     if not isinstance(queues, Queues) or queues.aliases is None:
         return name
     return translate(queues.aliases.names, name)

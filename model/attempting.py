@@ -69,10 +69,13 @@ class Attempting(Deciding):
         alone = False
         anew = True
         retries = 0
+        begun = job is self._begun
+        self._begun = None
         ended = self._ended if job.status is Status.ACTIVE else None
         self._ended = None
-        if ended is None:
-            self._store(job, "beginning", begin, begun=True)
+        if begun or ended is None:
+            if not begun:
+                self._store(job, "beginning", begin, begun=True)
             anew = False
         elif isinstance(ended.of, Pause):
             if self._late(job):
@@ -82,8 +85,8 @@ class Attempting(Deciding):
         while True:
             taken = ended
             if taken is None:
-                message = self._try(job, extra, kwargs, memory, alone, anew)
-                anew = True
+                message = self._try(job, extra, kwargs, memory, alone, anew, begun)
+                anew, begun = True, False
             else:
                 message = self._take_ended(job, taken, memory)
             ended = self._wait_here()
@@ -133,14 +136,21 @@ class Attempting(Deciding):
         memory: Memory,
         alone: bool,
         anew: bool,
+        viewed: bool,
     ) -> JobErrored | CommitErrored | None:
-        """Make one attempt, or have it made; return what went wrong, or None."""
+        """Make one attempt, or have it made; return what went wrong, or None.
+
+        With `viewed`, a transaction is open in which the job was seen.
+        """
         # A coroutine does not go through the lane, in which it could be for days: it counts
         # as alone.
         if self._suspends and self._is_coroutine_job(job):
             return self._hand_over(job, memory)
         with self._admit(alone) as attempt:
-            self._view(job, anew=anew)
+            if viewed:
+                self._check()
+            else:
+                self._view(job, anew=anew)
             if job.status is not Status.ACTIVE:
                 return None
             memory.restore(job)
@@ -231,6 +241,7 @@ class Attempting(Deciding):
         before = job.__getstate__() if job._p_jar is None else None
         futures = counted = job._futures
         returned = False
+        following = None
         result = None
         try:
             result = call()
@@ -240,8 +251,14 @@ class Attempting(Deciding):
             counted = job._futures
             if job._waits_for:
                 self._fence_root_waits()
+            if job is self._fence.root and job.status is Status.COMPLETED:
+                following = self._following
+            if following is not None:
+                following.begin()
             self._manager.commit()
         except BaseException as error:
+            if following is not None:
+                following.undo()
             if not returned:
                 without_frames_of(error, __name__)
             ordinary = isinstance(error, Exception) or (returned and _is_of_the_writing(error))

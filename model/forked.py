@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,15 +20,19 @@ def end_forked_child(job: Job) -> None:
     os._exit(1)
 
 
-@contextmanager
-def ending_forked_children(job: Job) -> Iterator[None]:
+class ending_forked_children:  # noqa: N801
     """End a child that the job has forked, and that comes out of the job's code.
 
     It is a copy of this worker, with a database that is not its own.
     """
-    process = os.getpid()
-    try:
-        yield
-    finally:
-        if os.getpid() != process:
-            end_forked_child(job)
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._process = os.getpid()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        if os.getpid() != self._process:
+            end_forked_child(self._job)

@@ -16,6 +16,7 @@ from perdure.model import names
 from perdure.model.aliases import current_name
 from perdure.model.environment import environment
 from perdure.model.errors import CallableNotFoundError, NotStorableError
+from perdure.model.policy import registered_retry_policy
 
 if TYPE_CHECKING:
     from perdure.model.agent import Agent
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "agent_word",
+    "batch_of",
     "group_of",
     "has_known_callable",
     "has_own_word",
@@ -66,15 +68,7 @@ def group_of(job: Job, agent: Agent | None = None) -> str:
     has no retry policy of its own, the agent's or the queue's calls transactional; that needs no
     quota, has no deadline, and has not begun before. The job is loaded.
     """
-    from perdure.model.job import Job
-
-    if type(job) is not Job or job._alone or job._transactional is False:
-        return ""
-    if job._quota_names or job._begin_by is not None or job._policy is not None:
-        return ""
-    if job._first or job._keeps_places or job._deaths or job._parent is not None:
-        return ""
-    if job._waits_for or job._futures:
+    if job._transactional is False or not _has_nothing_to_it(job):
         return ""
     queue = job._queue
     assert queue is not None
@@ -90,6 +84,32 @@ def group_of(job: Job, agent: Agent | None = None) -> str:
         said = None if agent is None else agent.transactional
         said = queue.transactional if said is None else said
     return job.callable_name if said else ""
+
+
+def batch_of(job: Job) -> str:
+    """Return the name of what `job` calls where it may be run in a batch, else "".
+
+    That asks for the same as `group_of`, but for the word; and for the default retry policy,
+    under which a conflict has it called again.
+    """
+    if not _has_nothing_to_it(job) or job._retry_policy_factory is not None:
+        return ""
+    if registered_retry_policy("") is not None or kind_of(job)[1]:
+        return ""
+    return job.callable_name
+
+
+def _has_nothing_to_it(job: Job) -> bool:
+    """Tell whether all that a claim could look at in a job, which is loaded, is as in most."""
+    from perdure.model.job import Job
+
+    if type(job) is not Job or job._alone:
+        return False
+    if job._quota_names or job._begin_by is not None or job._policy is not None:
+        return False
+    if job._first or job._keeps_places or job._deaths or job._parent is not None:
+        return False
+    return not (job._waits_for or job._futures)
 
 
 def has_own_word(job: Job) -> bool:

@@ -97,6 +97,12 @@ class Experience:
                 self._fails.pop(forgotten, None)
                 self._conflicts.pop(forgotten, None)
 
+    def lasts(self, name: str) -> None:
+        """Note that a call of that name takes long, and is not over yet."""
+        with self._lock:
+            if self._seconds.get(name, 0) < QUICK_SECONDS:
+                self._seconds[name] = QUICK_SECONDS
+
     def failed(self, name: str) -> None:
         """Note that a call of that name had to be taken back, which costs a group that is not
         prepared for it all its calls.

@@ -4,6 +4,9 @@ Every thread that puts has an inbox of its own while its transaction lasts. An i
 one small record: the job put last, and how many there were; each job links to the one
 before. Dispatchers walk the links back to where they were and never write an inbox, so
 that putting conflicts neither with putting nor with claiming.
+
+Where one transaction puts many, a bundle takes the place of the links: one record that
+names them all, with what sorting them in has to know, so that it loads none of them.
 """
 
 from __future__ import annotations
@@ -15,20 +18,22 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistent import Persistent
 from ZODB.POSException import ConflictError
+from ZODB.utils import z64
 
 from perdure.model.errors import PerdureError
-from perdure.model.resolving import previous_of
+from perdure.model.resolving import position_of, previous_of
+from perdure.model.stripe import LineKey, Position
 
 if TYPE_CHECKING:
     from perdure.model.environment import Secrets
     from perdure.model.job import Job
     from perdure.model.queue import Queue
 
-__all__ = ["Inbox", "InboxTable", "Leases"]
+__all__ = ["Bundle", "Inbox", "InboxTable", "Leases", "Put"]
 
 ROTATE_AFTER = 64
 """How many jobs go into one inbox, and so into one stripe, before the next is used."""
@@ -40,10 +45,69 @@ INBOXES_AT_FIRST = 4
 """How many inboxes a process rotates through while its puts do not overlap."""
 
 
+BUNDLED = 128
+"""So many jobs are in one bundle at most."""
+
+
+class Put(NamedTuple):
+    """A job that was put; with its line and its position where the job itself need not tell."""
+
+    job: Job
+    line: LineKey | None = None
+    position: Position = (0, 0)
+
+
+class Bundle(Persistent):
+    """Jobs of one line that one transaction has put, one after the other.
+
+    Written once by their producer, and once by the dispatcher that sorts them in, which empties
+    it: what was put before is kept by nobody then.
+    """
+
+    def __init__(self, previous: Job | Bundle | None, line: LineKey) -> None:
+        self.previous = previous
+        self._line: tuple[Any, ...] = tuple(line)
+        self._jobs: list[Job] = []
+        # The first position, and for each job by how much its own is more: numbers that are small.
+        self._first: Position | None = None
+        self._more: list[int] = []
+        self._stamp = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def takes(self, line: LineKey) -> bool:
+        """Tell whether a job of that line may still be added."""
+        return self._line == line and len(self._jobs) < BUNDLED
+
+    def add(self, job: Job) -> None:
+        """Add one that is put now."""
+        due, self._stamp = position_of(job)
+        if self._first is None:
+            self._first = due, self._stamp
+        self._jobs.append(job)
+        self._more += [due - self._first[0], self._stamp - self._first[1]]
+        self._p_changed = True
+
+    def puts(self) -> list[Put]:
+        """Return the jobs, oldest first; loads none."""
+        if self._first is None:
+            return []
+        line, (due, stamp) = LineKey(*self._line), self._first
+        more = iter(self._more)
+        each = zip(self._jobs, more, more, strict=True)
+        return [Put(job, line, (due + later, stamp + after)) for job, later, after in each]
+
+    def empty(self) -> None:
+        """Let go of the jobs, which were sorted in, and of what was put before."""
+        self.previous = None
+        self._jobs, self._more = [], []
+
+
 class Inbox(Persistent):
     """The jobs that one producer has put, newest first, by their links."""
 
-    head: Job | None = None
+    head: Job | Bundle | None = None
     entries: int = 0
     retiring: bool = False
     gone: bool = False
@@ -52,38 +116,59 @@ class Inbox(Persistent):
     def __init__(self, stripe: int) -> None:
         self.stripe = stripe
 
-    def add(self, job: Job) -> None:
-        """Put `job` at the head."""
-        job._previous = self.head
-        self.head = job
+    @property
+    def is_open(self) -> bool:
+        """Whether this transaction has put something, so that more may be in a bundle."""
+        head = self.head
+        return head is not None and head._p_changed is not None and head._p_serial == z64
+
+    def add(self, job: Job, line: LineKey | None = None) -> None:
+        """Put `job` at the head; into a bundle, where its line is given and this `is_open`."""
+        head = self.head
+        if line is None or not self.is_open:
+            job._previous = head
+            self.head = job
+        elif isinstance(head, Bundle) and head.takes(line):
+            head.add(job)
+        else:
+            self.head = Bundle(head, line)
+            self.head.add(job)
         self.entries += 1
         if self.retiring:
             self.retiring = False
 
-    def add_all(self, last: Job, number: int) -> None:
-        """Put so many jobs, linked to each other and to the head before, the last one at last."""
-        self.head = last
-        self.entries += number
-        if self.retiring:
-            self.retiring = False
-
-    def since(self, entries: int) -> list[Job]:
+    def since(self, entries: int) -> list[Put]:
         """Return the jobs after the first `entries`, oldest first."""
-        found = list(self.backwards(entries))
+        found: list[Put] = []
+        for each in self._links(entries):
+            found += reversed(each.puts()) if isinstance(each, Bundle) else [Put(each)]
         found.reverse()
         return found
 
     def backwards(self, entries: int) -> Iterator[Job]:
         """Return the jobs after the first `entries`, newest first, loading one at a time."""
-        job = self.head
-        for count in range(entries, self.entries):
-            if job is None:
+        for each in self._links(entries):
+            if isinstance(each, Bundle):
+                yield from (put.job for put in reversed(each.puts()))
+            else:
+                yield each
+
+    def bundles(self, entries: int) -> list[Bundle]:
+        """Return the bundles in which jobs after the first `entries` are."""
+        return [each for each in self._links(entries) if isinstance(each, Bundle)]
+
+    def _links(self, entries: int) -> Iterator[Any]:
+        link: Any = self.head
+        left = self.entries - entries
+        while left > 0:
+            number = len(link) if isinstance(link, Bundle) else int(link is not None)
+            if not number:
                 raise PerdureError(
-                    f"the links of an inbox end {self.entries - count} jobs too early: the "
-                    "database is damaged"
+                    f"the links of an inbox end {left} jobs too early: the database is damaged"
                 )
-            yield job
-            job = previous_of(job)
+            yield link
+            left -= number
+            link = link.previous if isinstance(link, Bundle) else previous_of(link)
 
     def _p_resolveConflict(
         self, old: dict[str, Any], committed: dict[str, Any], mine: dict[str, Any]
@@ -198,7 +283,7 @@ class Leases:
     def add(self, queue: Queue, job: Job) -> None:
         """Put `job` into the inbox of the current transaction for `queue`."""
         with self.filling(queue, job._stamp, 1) as inbox:
-            inbox.add(job)
+            inbox.add(job, queue._line_to_be(job) if inbox.is_open else None)
 
     @contextmanager
     def filling(self, queue: Queue, stamp: int, number: int) -> Iterator[Inbox]:

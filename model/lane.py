@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from perdure.model.clock import Clock
@@ -47,16 +48,9 @@ class Lane:
             self._ended = True
             self._condition.notify_all()
 
-    @contextlib.contextmanager
-    def shared(self) -> Iterator[Attempt]:
+    def shared(self) -> AbstractContextManager[Attempt]:
         """Make an attempt beside others; one that wants to be alone goes first."""
-        with self._condition:
-            self._wait(lambda: not self._waiting_alone)
-            attempt = self._enter()
-        try:
-            yield attempt
-        finally:
-            self._leave(attempt)
+        return _Shared(self)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[Attempt]:
@@ -81,6 +75,12 @@ class Lane:
                 self._waiting_alone -= 1
             self._leave(attempt)
 
+    def _enter_beside(self) -> Attempt:
+        with self._condition:
+            if self._waiting_alone:
+                self._wait(lambda: not self._waiting_alone)
+            return self._enter()
+
     def _enter(self) -> Attempt:
         attempt = Attempt(alone=not self._inside)
         for other in self._inside:
@@ -103,3 +103,15 @@ class Lane:
             if self._ended:
                 raise StopRequested("the system stops: an attempt is not begun")
             self._clock.wait(self._condition, left)
+
+
+class _Shared:
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+
+    def __enter__(self) -> Attempt:
+        self._attempt = self._lane._enter_beside()
+        return self._attempt
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lane._leave(self._attempt)

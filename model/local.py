@@ -69,14 +69,17 @@ def leave(token: contextvars.Token[Current | None]) -> None:
     _running.reset(token)
 
 
-@contextlib.contextmanager
-def running(job: Job, root: Job) -> Iterator[None]:
+class running:  # noqa: N801
     """Make `job` the one that runs here."""
-    token = enter(Running(job, root))
-    try:
-        yield
-    finally:
-        leave(token)
+
+    def __init__(self, job: Job, root: Job) -> None:
+        self._running = Running(job, root)
+
+    def __enter__(self) -> None:
+        self._token = enter(self._running)
+
+    def __exit__(self, *exc_info: object) -> None:
+        leave(self._token)
 
 
 def current() -> Current | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -63,14 +62,17 @@ def leave(token: contextvars.Token[Mapping[str, str]]) -> None:
     _place.reset(token)
 
 
-@contextlib.contextmanager
-def placed(**known: str) -> Iterator[None]:
+class placed:  # noqa: N801
     """Do as `place`, for as long as the with statement lasts."""
-    token = enter(**known)
-    try:
-        yield
-    finally:
-        leave(token)
+
+    def __init__(self, **known: str) -> None:
+        self._known = known
+
+    def __enter__(self) -> None:
+        self._token = enter(**self._known)
+
+    def __exit__(self, *exc_info: object) -> None:
+        leave(self._token)
 
 
 SUCCEEDED = "%r succeeded with %s"

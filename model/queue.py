@@ -26,7 +26,7 @@ from perdure.model.errors import (
 )
 from perdure.model.following import followers, whole_of
 from perdure.model.given import checked_index, checked_name, checked_stored
-from perdure.model.groupable import group_of, has_known_callable, has_own_word
+from perdure.model.groupable import batch_of, group_of, has_known_callable, has_own_word
 from perdure.model.guarded import Choice, Guarded
 from perdure.model.happenings import announce_parked
 from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
@@ -34,6 +34,7 @@ from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.job import Job, as_job
 from perdure.model.moments import Duration, checked_moment, microseconds, moment
 from perdure.model.names import name_of, resolve
+from perdure.model.policy import registered_retry_policy
 from perdure.model.quota import Quotas
 from perdure.model.resolving import (
     check_resolvable,
@@ -62,6 +63,8 @@ EXPIRED_AT_ONCE = 1000
 """How many jobs of a stripe, at most, one claim lets expire; the next one goes on."""
 
 _LAST_STAMP = 1 << 62
+_NO_SETTINGS = frozenset({"_callable", "_args", "_kwargs", "_queue", "_stamp", "_begin_after"})
+"""What a record has of a job that was put as it was made."""
 
 STRIPES = 4
 """How many stripes a new queue has: that many dispatchers can claim without meeting."""
@@ -85,8 +88,11 @@ class Room(Protocol):
     def admits(self, job: Job) -> bool:
         """Tell whether this one may be claimed; it is, then."""
 
-    def for_group(self, name: str) -> int:
-        """Return how many may be claimed, for groups, that call what has that name."""
+    def batches(self, name: str) -> bool:
+        """Tell whether those that call what has that name are to be run in batches now."""
+
+    def for_line(self, key: LineKey) -> int:
+        """Return how many jobs of a line may be claimed, for groups or for batches."""
 
 
 class Queue(Guarded):
@@ -197,14 +203,13 @@ class Queue(Guarded):
         now = microseconds(known.clock.now())
         stamp = known.stamps(len(new))
         if new:
+            lines: dict[Any, LineKey | None] = {}
             with known.leases.filling(self, stamp, len(new)) as inbox:
-                previous = inbox.head
                 for job in new:
-                    job._enter_anew(self, stamp, now, previous)
+                    job._enter_anew(self, stamp, now)
                     jar.add(job)
-                    previous = job
+                    inbox.add(job, self._line_of_kind(job, lines))
                     stamp += 1
-                inbox.add_all(new[-1], len(new))
             self._wake_after_commit()
         for job in jobs:
             if job._queue is None:
@@ -291,7 +296,7 @@ class Queue(Guarded):
         look into first. What a filter raises comes out. While the queue is paused, internal jobs
         alone are claimed, which see to those that have begun, were cancelled, or expired.
         """
-        job, _ = next(self._claims(filter, prefer), (None, ""))
+        job, _ = next(self._claims(filter, prefer), (None, None))
         if job is None:
             return default
         job._claimed_from_queue()
@@ -305,12 +310,11 @@ class Queue(Guarded):
         filter: Filter | None,
         prefer: Sequence[int] | None,
         room: Room | None = None,
-    ) -> Iterator[tuple[Job, str]]:
+    ) -> Iterator[tuple[Job, LineKey | None]]:
         """Take one job after the other, as `claim` does, while there is `room`.
 
-        Each comes with the name of what it calls where that is all that is known of it, since it
-        was not loaded, else with "". The link to the job that was put before is for the caller to
-        clear.
+        Each comes with the line where that is all that is known of it, since it was not loaded,
+        else with None. The link to the job that was put before is for the caller to clear.
         """
         # A claim that is under way must not be committed after a pause.
         self._p_jar.readCurrent(self)
@@ -324,28 +328,30 @@ class Queue(Guarded):
                 if found is None:
                     break
                 place, job, until = found
-                name = place.line.group
                 if room is not None and filter is None and self._is_known(place.line, room):
                     # All of these are taken: there is no way back once they are out of the line.
-                    most = room.for_group(name)
+                    most = room.for_line(place.line)
                     jobs = place.stripe.first_of(place.line, until, most)
                     if not jobs:
                         return
                     place.stripe.take(place.line, [position for position, _ in jobs])
                     for _, job in jobs:
-                        yield job, name
+                        yield job, place.line
                     continue
                 taken = self._take(place, job, now, filter, filter_name, room)
                 if taken is False:
                     return
                 if taken:
-                    yield job, ""
+                    yield job, None
 
     def _is_known(self, key: LineKey, room: Room) -> bool:
         """Tell whether the jobs of a line can be claimed without a look at each of them."""
         if not key.group or key.unresolved:
             return False
-        if key.by_queue and not room.word:
+        if key.batch:
+            if room.word or registered_retry_policy("") is not None or not room.batches(key.group):
+                return False
+        elif key.by_queue and not room.word:
             return False
         name = current_name(self, key.group)
         if name in self._environment.unresolved:
@@ -583,16 +589,44 @@ class Queue(Guarded):
             for key, cursor, entries in list(stripe.unsorted(self.inboxes, index)):
                 inbox = self.inboxes.get(key)
                 assert inbox is not None
-                for job in inbox.since(cursor):
+                for job, line, position in inbox.since(cursor):
+                    if line is not None:
+                        stripe.insert(line, position, job)
+                        continue
                     stripe.insert(self._line_key(job), position_of(job), job)
                     if job._p_changed is False:
                         job._p_deactivate()
+                for bundle in inbox.bundles(cursor):
+                    bundle.empty()
                 stripe.advance(key, entries)
+
+    def _line_up(self, job: Job, stripes: Sequence[int]) -> None:
+        """Sort in a job that was claimed, and of which nothing was written since."""
+        index = next(iter(stripes), 0)
+        self.stripes[index].insert(self._line_key(job), position_of(job), job)
+
+    def _line_to_be(self, job: Job) -> LineKey | None:
+        """Return the line for a job that is put now; None where it is to be looked at later."""
+        line = self._line_key(job)
+        return line if line.group else None
+
+    def _line_of_kind(self, job: Job, known: dict[Any, LineKey | None]) -> LineKey | None:
+        """Return the line as `_line_to_be` does; `known` are those of jobs with no settings."""
+        kind = job._callable
+        if not isinstance(kind, str) or not _NO_SETTINGS.issuperset(job.__dict__):
+            return self._line_to_be(job)
+        if kind not in known:
+            known[kind] = self._line_to_be(job)
+        return known[kind]
 
     def _line_key(self, job: Job) -> LineKey:
         if type(job) is Job and is_loadable(job) and not job._quota_names and not job._deaths:
-            group = group_of(job) if not job._claim and is_whole(job) else ""
-            return LineKey(group=group, by_queue=bool(group) and not has_own_word(job))
+            if job._claim or not is_whole(job):
+                return LineKey()
+            if name := group_of(job):
+                return LineKey(group=name, by_queue=not has_own_word(job))
+            name = batch_of(job)
+            return LineKey(group=name, batch=bool(name))
         suspect = is_suspect(job)
         if isinstance(job, InternalJob):
             return LineKey(internal=True, suspect=suspect)
@@ -689,7 +723,7 @@ class Queue(Guarded):
                     lines.append(_entries(key, line))
         if unsorted_limit is None or self.unsorted_count() <= unsorted_limit:
             for inbox, cursor in self.unsorted():
-                new = [WaitingJob(position_of(job), job) for job in inbox.since(cursor)]
+                new = [WaitingJob(position_of(put.job), put.job) for put in inbox.since(cursor)]
                 lines.append(iter(sorted(new, key=_by_position)))
             yield from heapq.merge(*lines, key=_by_position)
             return

@@ -484,10 +484,10 @@ class JobRecord(Guarded):
         if keeps_places or self._keeps_places:
             self._keeps_places = keeps_places
 
-    def _enter_anew(self, queue: Queue, stamp: int, now: int, previous: Job | None) -> None:
-        """Be put for the first time, as by `_enter`, and into an inbox behind `previous`."""
+    def _enter_anew(self, queue: Queue, stamp: int, now: int) -> None:
+        """Be put for the first time, as by `_enter`."""
         due = self._begin_after
-        self.__dict__.update(_queue=queue, _stamp=stamp, _previous=previous)
+        self.__dict__.update(_queue=queue, _stamp=stamp)
         if due is None:
             self.__dict__["_begin_after"] = now
         elif due < now:
@@ -521,6 +521,15 @@ class JobRecord(Guarded):
         self.__dict__.update(
             _agent=agent, _claim=-number, _status_name=Status.ACTIVE.value, _active_start=now
         )
+
+    def _begin_in_batch(self, agent: Agent, number: int, now: int) -> None:
+        """Claim and begin the job, in the commit of the result of the one before."""
+        self._p_activate()
+        self.__dict__.pop("_previous", None)
+        self.__dict__.update(
+            _agent=agent, _claim=-number, _status_name=Status.ACTIVE.value, _active_start=now
+        )
+        self._p_changed = True
 
     def _end_in_group(self, agent: Agent, number: int, began: int, now: int, result: Any) -> None:
         """Claim, begin, end and, where it has no callbacks, complete the job: in one commit."""
@@ -582,8 +591,9 @@ class JobRecord(Guarded):
         if self._previous is not None:
             # It ends without having been claimed, and is to keep nothing alive.
             self._previous = None
-        self._result = result
-        self._active_end = microseconds(clock_of(self).now())
+        # At once, since this is done so often.
+        self.__dict__.update(_result=result, _active_end=microseconds(clock_of(self).now()))
+        self._p_changed = True
         if isinstance(result, Failure) and self._owns_result:
             announce_failed(self, result)
 
@@ -594,7 +604,8 @@ class JobRecord(Guarded):
         side record of its own is not settled by anybody.
         """
         if self._own_side is None and not self.callbacks:
-            self._complete()
+            self._move("complete")
+            self._callbacks_end = self._active_end
 
     def _complete(self) -> None:
         self._move("complete")

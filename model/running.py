@@ -30,7 +30,7 @@ from perdure.model.job import Job
 from perdure.model.logs import events, fields, placed, trace
 from perdure.model.serving import Serving
 from perdure.model.status import Status
-from perdure.model.steps import Closed, Lost, next_callback
+from perdure.model.steps import Closed, Following, Lost, next_callback
 from perdure.model.suspension import Ended, Suspension
 
 __all__ = ["Runner"]
@@ -53,13 +53,16 @@ class Runner(Serving):
         *,
         ended: Ended | None = None,
         viewed: bool = False,
+        begun: bool = False,
+        following: Following | None = None,
     ) -> Suspension | None:
         """Run `root` and its callbacks, from whatever status they are in.
 
         Return what is to be waited for, whereupon it is to be run again with that `Ended`;
         None when all is done. Whoever has an `Ended` closes what it is of, afterwards. With
         `viewed`, a transaction is open in which `root` was loaded and nothing was changed, and the
-        log's place is set.
+        log's place is set. With `begun` it is stored, for this run, that it has begun, and it is
+        `viewed`. `following` is asked to begin in the commit in which `root` is completed.
 
         It must be held by this thread: claimed by its agent, or nobody else's. Raises
         `ReassignedError` where it is taken away meanwhile, `StopRequested`, and whatever
@@ -68,6 +71,8 @@ class Runner(Serving):
         `ConnectionStateError`.
         """
         with nullcontext() if viewed else placed(**fields(root)):
+            self._begun = root if begun else None
+            self._following = following
             return self._run_fenced(root, args, dict(kwargs or {}), ended, viewed)
 
     def _run_fenced(
@@ -97,6 +102,8 @@ class Runner(Serving):
             self._manager.unregisterSynch(fence)
             self._fence = None
             self._ended = None
+            self._begun = None
+            self._following = None
 
     def _run(self, root: Job, args: tuple[Any, ...], kwargs: dict[str, Any], viewed: bool) -> None:
         assert self._fence is not None
@@ -127,7 +134,7 @@ class Runner(Serving):
                 self._run_follow(job, stack)
             elif status is Status.ACTIVE and job._waits_for:
                 self._let_go(stack[0])
-            elif status is Status.ACTIVE and self._ended is None:
+            elif status is Status.ACTIVE and self._ended is None and job is not self._begun:
                 self._interrupted(job)
             else:
                 if job.parent is not None and self._ended is None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from transaction.interfaces import NoTransaction
 from ZODB.POSException import ConnectionStateError
@@ -36,7 +36,7 @@ from perdure.model.status import Status
 from perdure.model.suspension import Ended, Suspension
 from perdure.model.telling import tell_failure
 
-__all__ = ["Closed", "Lost", "Place", "Steps", "next_callback", "place_of"]
+__all__ = ["Closed", "Following", "Lost", "Place", "Steps", "next_callback", "place_of"]
 
 _STEP_SECONDS = 5
 _LONGEST_SECONDS = 60
@@ -51,6 +51,16 @@ class Lost(BaseException):
 
 class Closed(BaseException):
     """The job's connection was closed; no `Exception`, so that nothing retries it."""
+
+
+class Following(Protocol):
+    """What is to be run after a job, and can begin with the commit of its result."""
+
+    def begin(self) -> None:
+        """Say so in the record of that one, in this transaction."""
+
+    def undo(self) -> None:
+        """Take note that this transaction has failed, or seemed to."""
 
 
 class Steps:
@@ -77,6 +87,9 @@ class Steps:
         self._ended: Ended | None = None
         self._completed: Job | None = None
         """The job that was completed with its result: nothing is left to do for it."""
+        self._begun: Job | None = None
+        """The job that was claimed, where it was stored by somebody else that it has begun."""
+        self._following: Following | None = None
         self.call_seconds: float | None = None
         """How long the last call of the job that was claimed took; None: there was none."""
 

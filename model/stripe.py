@@ -32,6 +32,9 @@ Position = tuple[int, int]
 _LARGEST_SHIFT = 1000
 """How far behind its position a job may stand, since others had the same."""
 
+_BATCH_LINES = 32
+"""So many lines of batches a stripe has at most: each claim looks at all of them."""
+
 
 class LineKey(NamedTuple):
     """What the jobs of a line have in common."""
@@ -43,13 +46,15 @@ class LineKey(NamedTuple):
     suspect: bool = False
     """Whether processes keep ending while such a job runs; see `JobRecord.suspect`."""
     group: str = ""
-    """What the jobs call, where they may be run in a group and were never claimed before.
+    """What the jobs call, where they may be run in a group or a batch, and were never claimed.
 
     All that a claim has to know of them is said by that, so that it loads none. They have
     neither quotas nor deadlines.
     """
     by_queue: bool = False
     """Whether that was said by the queue alone, which may have changed its mind."""
+    batch: bool = False
+    """Whether they may be run in a batch instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,10 @@ class Stripe(Persistent):
     def insert(self, key: LineKey, position: Position, job: Job) -> Place:
         """Sort `job` in; where the position is taken, right behind it."""
         line = self._lines.get(key)
+        if line is None and key.batch:
+            if sum(other.batch for other in self._lines) >= _BATCH_LINES:
+                key = key._replace(group="", batch=False)
+                line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = OOBTree()
         due, stamp = position
@@ -115,7 +124,8 @@ class Stripe(Persistent):
         self._p_changed = True
         self._counts[key] = self._counts.get(key, 0) + 1
         place = Place(self, key, (due, stamp))
-        deadline = deadline_of(job)
+        # It is not to be loaded for what it does not have.
+        deadline = None if key.group else deadline_of(job)
         # One that cannot be written here cannot be failed here either.
         parked = key.unresolved and not is_whole(job)
         if deadline is not None and not key.internal and not parked:
@@ -130,7 +140,7 @@ class Stripe(Persistent):
         self._counts[place.line] -= 1
         if not line:
             del self._lines[place.line], self._counts[place.line]
-        deadline = deadline_of(job)
+        deadline = None if place.line.group else deadline_of(job)
         if deadline is not None:
             self._deadlines.pop((deadline, job._p_oid), None)
 
@@ -139,7 +149,7 @@ class Stripe(Persistent):
         return list(itertools.islice(self._lines[key].items(None, until), most))
 
     def take(self, key: LineKey, positions: list[Position]) -> None:
-        """Take jobs out of a line of groups; does not load them."""
+        """Take jobs out of a line whose claims load none."""
         line = self._lines[key]
         for position in positions:
             del line[position]
