@@ -572,6 +572,8 @@ class DispatcherActor(DatabaseActor):
             unwanted = PerdureError(text)
             raised.append(_AgentFault(agent.name, True, unwanted))
             raise unwanted from error
+        if taken and taken[0].batch and len(agent) == len(taken):
+            agent.begin_at_once(taken[0])
         claims = []
         for job, number, group, small, batch in taken:
             if small:

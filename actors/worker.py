@@ -280,9 +280,11 @@ class WorkerActor(Actor):
                 )  # fmt: skip
             return Outcome.REASSIGNED
         # Of a group, the end of one may have been committed, with its callbacks still to run; of
-        # a batch, the beginning, with the end of the one before.
-        begun = self._batch is not None and job.status is Status.ACTIVE and resumed is None
-        of_group = claim.number < 0 and job.status in (Status.CALLBACKS, Status.COMPLETED)
+        # a batch, the beginning, with its claim or with the end of the one before: nobody has
+        # called it yet, or else it would not be sent to a worker.
+        not_alone = claim.number < 0 and resumed is None
+        begun = not_alone and job.status is Status.ACTIVE
+        of_group = not_alone and job.status in (Status.CALLBACKS, Status.COMPLETED)
         usual = begun or of_group or resumed is not None
         if job.status is not Status.ASSIGNED and not usual:
             events.error(

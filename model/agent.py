@@ -23,7 +23,7 @@ from perdure.model.groupable import agent_word, batch_of, group_of
 from perdure.model.guarded import Choice, Guarded
 from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.logs import events, fields
-from perdure.model.moments import Duration
+from perdure.model.moments import Duration, microseconds
 from perdure.model.ref import JobRef
 from perdure.model.resolving import family, is_loadable, is_whole
 from perdure.model.status import Status
@@ -393,6 +393,15 @@ class Agent(Tally, Guarded):
         finally:
             queue._v_has_suspect = False
         return taken
+
+    def begin_at_once(self, taken: Taken) -> None:
+        """Say of a job for a batch, in the transaction that claims it, that it may have begun.
+
+        For one that a worker is waiting for. Loads it; one that cannot be loaded is left to that.
+        """
+        job, number = taken.job, taken.number
+        if is_whole(job) and job._is_unbegun(number):
+            job._begin_in_batch(self, number, microseconds(clock_of(job).now()))
 
     def _hold(self, job: Job) -> Taken:
         job._claimed_from_queue()

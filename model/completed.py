@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
+from ZODB.utils import u64
 
 from perdure.model.moments import DAY_MICROSECONDS, checked_moment, microseconds
 
@@ -22,6 +23,16 @@ Shelf = tuple[int, bool]
 """The day (since 1970) on which some done jobs are forgotten, and whether they failed."""
 
 
+class DoneJobs(OOBTree):
+    """The done jobs of one shelf, by minus the moment of their end, and their oids as numbers.
+
+    Its nodes are small: a leaf is written for each job that is done alone.
+    """
+
+    max_leaf_size = 12
+    max_internal_size = 20
+
+
 class Completed(Persistent):
     """The done jobs of one agent, newest first.
 
@@ -31,7 +42,7 @@ class Completed(Persistent):
     """
 
     def __init__(self) -> None:
-        self._shelves: dict[Shelf, OOBTree] = {}
+        self._shelves: dict[Shelf, DoneJobs] = {}
 
     def add(self, job: Job, keep: timedelta) -> Shelf:
         """Keep `job` for `keep` from its end on, rounded up to a whole day; return where."""
@@ -40,12 +51,12 @@ class Completed(Persistent):
 
     def put(self, job: Job, ended: int, keep: timedelta, *, failed: bool) -> Shelf:
         """Do as `add` for a job that ended at `ended`, in microseconds; does not load it."""
-        key = -ended, job._p_oid
+        key = -ended, u64(job._p_oid)
         last = keep // timedelta(microseconds=1) + ended
         shelf = -(-last // DAY_MICROSECONDS), failed
         tree = self._shelves.get(shelf)
         if tree is None:
-            tree = self._shelves[shelf] = OOBTree()
+            tree = self._shelves[shelf] = DoneJobs()
             self._p_changed = True
         tree[key] = job
         return shelf
@@ -116,7 +127,7 @@ class Completed(Persistent):
         since: datetime.datetime | None,
         until: datetime.datetime | None,
         failed: bool | None,
-    ) -> Iterator[tuple[tuple[int, bytes], Job]]:
+    ) -> Iterator[tuple[tuple[int, int], Job]]:
         """Return the jobs as above, with the keys that several agents' jobs are merged by."""
         newest = None if until is None else _before("until", until)
         oldest = None if since is None else _before("since", since)
@@ -132,8 +143,8 @@ class Completed(Persistent):
         return heapq.merge(*found, key=entry_key)
 
 
-def _before(name: str, when: datetime.datetime) -> tuple[int, bytes]:
-    return 1 - microseconds(checked_moment(name, when)), b""
+def _before(name: str, when: datetime.datetime) -> tuple[int, int]:
+    return 1 - microseconds(checked_moment(name, when)), 0
 
 
 def entry_key(entry: Any) -> Any:
@@ -141,7 +152,7 @@ def entry_key(entry: Any) -> Any:
     return entry[0]
 
 
-def _key(job: Job) -> tuple[int, bytes]:
+def _key(job: Job) -> tuple[int, int]:
     """Return what sorts done jobs newest first."""
     assert job._callbacks_end is not None
-    return -job._callbacks_end, job._p_oid
+    return -job._callbacks_end, u64(job._p_oid)
