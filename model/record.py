@@ -604,8 +604,7 @@ class JobRecord(Guarded):
         side record of its own is not settled by anybody.
         """
         if self._own_side is None and not self.callbacks:
-            self._move("complete")
-            self._callbacks_end = self._active_end
+            self._complete()
 
     def _complete(self) -> None:
         self._move("complete")

@@ -674,8 +674,8 @@ NO_ROW = {
     ),
     **dict.fromkeys(
         (
-            "Agent.interrupt_all", "Agent.claim_jobs", "Agent.give_back", "Agent.kept",
-            "Agent.settle",
+            "Agent.begin_at_once", "Agent.interrupt_all", "Agent.claim_jobs", "Agent.give_back",
+            "Agent.kept", "Agent.settle",
             "Agent.settle_completed", "Clock.wait", "CommitErrored",
             "DispatcherRecord.deactivate", "DispatcherRecord.ended",
             "DispatcherRecord.proved_dead", "Environment.stamps", "Environment.subscribe",
