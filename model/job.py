@@ -22,7 +22,7 @@ from perdure.model.ref import JobRef
 from perdure.model.saferepr import survive
 from perdure.model.side import SideRecord
 from perdure.model.status import Status
-from perdure.model.storable import check_arguments, is_plain
+from perdure.model.storable import check_arguments, is_fixed
 
 if TYPE_CHECKING:
     from perdure.model.callbacks import CallbackProxy
@@ -75,7 +75,7 @@ class Job(JobRecord):
         state = super().__getstate__()
         # What was changed deep inside an argument was not checked yet.
         values = [*self._args, *(self._kwargs or {}).values()]
-        if self._p_jar is not None and not all(map(is_plain, values)):
+        if self._p_jar is not None and not all(map(is_fixed, values)):
             try:
                 # Not for its size: a limit that was lowered must not keep it from ending.
                 check_arguments(self._args, self._kwargs or {}, sys.maxsize)

@@ -22,6 +22,7 @@ __all__ = [
     "check_value",
     "contains_persistent",
     "copied",
+    "is_fixed",
     "is_plain",
 ]
 
@@ -117,6 +118,14 @@ def contains_persistent(value: object) -> bool:
 def is_plain(value: object) -> bool:
     """Tell at a glance whether `value` can be stored and cannot be changed."""
     return type(value) in _PLAIN
+
+
+def is_fixed(value: object) -> bool:
+    """Tell at a glance whether what is stored of `value` in its place cannot be changed.
+
+    That of a persistent object is a reference.
+    """
+    return type(value) in _PLAIN or isinstance(value, Persistent)
 
 
 T = TypeVar("T")

@@ -28,7 +28,7 @@ from perdure.model.job import Job
 from perdure.model.logs import events
 from perdure.model.pool import change_pool_size
 from perdure.model.ref import JobRef, locate
-from perdure.model.storable import contains_persistent, copied, is_plain
+from perdure.model.storable import contains_persistent, copied, is_fixed, is_plain
 
 __all__ = [
     "AwaitedFuture",
@@ -347,7 +347,7 @@ class _Guard:
 def fresh(arguments: Any) -> Any:
     """Return a copy for one attempt, so that what it does to them is nobody else's."""
     values = arguments.values() if isinstance(arguments, dict) else arguments
-    return arguments if all(map(is_plain, values)) else copied(arguments)
+    return arguments if all(map(is_fixed, values)) else copied(arguments)
 
 
 def _made_without_connection(job: Job) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
