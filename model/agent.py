@@ -14,6 +14,7 @@ from ZODB.utils import p64
 
 from perdure.model import names
 from perdure.model.aliases import current_name
+from perdure.model.compact import packed_agent, unpacked_agent
 from perdure.model.completed import Completed
 from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
@@ -214,6 +215,14 @@ class Agent(Tally, Guarded):
             self.filter = filter
         if chooser is not None:
             self.chooser = chooser
+
+    def __getstate__(self) -> Any:
+        """Return what is stored."""
+        return packed_agent(super().__getstate__())
+
+    def __setstate__(self, state: Any) -> None:
+        """Take what is stored."""
+        super().__setstate__(unpacked_agent(state))
 
     def __repr__(self) -> str:
         return f"<Agent {self.name!r} of {self.record.uuid}>"

@@ -1,4 +1,4 @@
-"""The state of a job in fewer bytes: numbers for names, and moments as what passed between them.
+"""The states of jobs and agents in fewer bytes: numbers for names, and differences of moments.
 
 A name is stored anew in every record, and a small job would be mostly names. What an application
 derives from `Job` keeps its names, and so does what is not listed here; so a state is read
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["packed", "unpacked"]
+__all__ = ["packed", "packed_agent", "unpacked", "unpacked_agent"]
 
 _NUMBERS = {
     "_callable": 1,
@@ -89,4 +89,42 @@ def unpacked(state: Mapping[Any, Any] | None) -> dict[str, Any]:
             if number in state:
                 since += state[number]
                 found[name] = since
+    return found
+
+
+_AGENT_NUMBERS = {
+    "name": 1,
+    "record": 2,
+    "_size": 3,
+    "completed": 4,
+    "_held": 5,
+    "_left": 6,
+    "_kept": 7,
+    "_day": 8,
+}
+_AGENT_NAMES = {number: name for name, number in _AGENT_NUMBERS.items()}
+_JOBS = ("_held", "_left")
+
+
+def packed_agent(state: Mapping[str, Any]) -> dict[Any, Any]:
+    """Return an agent's state as it is stored; of its jobs one after the other with its number."""
+    found = {_AGENT_NUMBERS.get(name, name): value for name, value in state.items()}
+    for name in _JOBS:
+        flat: list[Any] = []
+        for entry in state.get(name, {}).values():
+            flat += entry
+        found[_AGENT_NUMBERS[name]] = flat
+    return found
+
+
+def unpacked_agent(state: Mapping[Any, Any] | None) -> dict[str, Any]:
+    """Return an agent's state from what is stored."""
+    found = {_AGENT_NAMES.get(key, key): value for key, value in (state or {}).items()}
+    for name in _JOBS:
+        entries = found.get(name)
+        if isinstance(entries, list):
+            each = iter(entries)
+            found[name] = {
+                job._p_oid: (job, number) for job, number in zip(each, each, strict=True)
+            }
     return found
