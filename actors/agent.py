@@ -250,7 +250,8 @@ class AgentActor(Actor):
         return not (
             is_instant(self._grouped[0].group)
             and any(
-                claims[0].group and is_instant(claims[0].group) for claims in self._busy.values()
+                claims and claims[0].group and is_instant(claims[0].group)
+                for claims in self._busy.values()
             )
         )
 
@@ -326,14 +327,18 @@ class AgentActor(Actor):
 
     @handles(BatchRan)
     def _free_of_batch(self, message: BatchRan) -> None:
-        claims = self._busy.get(message.worker, ())
-        if not {ran.claim for ran in message.ran} <= set(claims):
+        given = self._busy.get(message.worker)
+        ran = {each.claim for each in message.ran}
+        if given is None or not ran <= set(given):
             return
-        self._busy.pop(message.worker, None)
-        self._at_batch.pop(message.worker, None)
-        self._idle.append(message.worker)
-        for ran in message.ran:
-            self._take_in(ran)
+        if message.goes_on:
+            self._busy[message.worker] = tuple(claim for claim in given if claim not in ran)
+        else:
+            del self._busy[message.worker]
+            self._at_batch.pop(message.worker, None)
+            self._idle.append(message.worker)
+        for each in message.ran:
+            self._take_in(each)
         self._fit()
 
     def _take_in(self, ran: JobRan) -> None:
@@ -403,14 +408,15 @@ class AgentActor(Actor):
     def _resume(self, message: JobResumable) -> None:
         # While its worker has not told that it left it, it is known; that comes next then.
         claim = message.claim
-        if claim not in self._queued and (claim,) not in self._busy.values():
+        at_work = any(claim in claims for claims in self._busy.values())
+        if claim not in self._queued and not at_work:
             self._resume_if_ended(claim)
             self._fit()
 
     def _resume_if_ended(self, claim: Claimed) -> None:
         suspensions = self._context.suspensions
         if suspensions.is_suspended(claim) and not suspensions.is_waiting(claim):
-            self._queue_up(claim)
+            self._queue_up(dataclasses.replace(claim, batch=False))
 
     def _time_pause(self, claim: Claimed) -> None:
         seconds = self._context.suspensions.pause_seconds(claim)
@@ -492,7 +498,8 @@ class AgentActor(Actor):
         if self._unbegun or len(self._ran) + len(self._completed) >= self._size:
             return False
         ends_soon = self._context.experience.ends_soon
-        return any(claim.name and ends_soon(claim.name) for claim, *_ in self._busy.values())
+        firsts = (claims[0] for claims in self._busy.values() if claims)
+        return any(claim.name and ends_soon(claim.name) for claim in firsts)
 
     @handles(_ReportHeld)
     def _report_held(self, message: _ReportHeld) -> None:

@@ -294,10 +294,15 @@ class JobRan:
 
 @dataclass(frozen=True, slots=True)
 class BatchRan:
-    """A worker is free again, and this is how it came back from each job of its batch."""
+    """A worker is free again, and this is how it came back from the jobs of its batch.
+
+    With `goes_on` it is not: it is at another one of them, and these wait for something, or were
+    run before that.
+    """
 
     worker: str
     ran: tuple[JobRan, ...]
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)

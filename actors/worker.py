@@ -130,6 +130,10 @@ class WorkerActor(Actor):
                     self.stop()
                     return
                 ran.append(each)
+                if each.outcome is Outcome.SUSPENDED:
+                    # It is to go on as soon as it can, whatever comes behind it here.
+                    self._tell_agent(BatchRan(self.name, tuple(ran), goes_on=True))
+                    ran.clear()
         finally:
             self._batch = None
         self._tell_agent(BatchRan(self.name, tuple(ran)))
