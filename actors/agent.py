@@ -112,6 +112,9 @@ class AgentActor(Actor):
         self._at_batch: dict[str, int | None] = {}
         """The workers at batches, and how many jobs each had left when it was looked at last."""
         self._unbegun: list[Claimed] = []
+        self._lasting: list[Claimed] = []
+        self._seen_waiting: Claimed | None = None
+        """The first one for a batch that found no worker when they were looked at last."""
         self._look_timer: Any = None
         self._turns: deque[Callable[[int], bool]] = deque(
             [self._give_waiting, self._give_batch, self._give_group]
@@ -134,11 +137,10 @@ class AgentActor(Actor):
         self._report_is_due = False
         self._hold_timer = self._look_timer = None
         self._trims = False
-        self._look_later()
         for claim in self._context.suspensions.of(self.name):
             self._time_pause(claim)
         self._fit()
-        if self._ran or self._completed or self._unbegun:
+        if self._ran or self._completed or self._unbegun or self._lasting:
             self._report_soon()
         directory = self._context.directory
         # First of all: the answer may be on its way before whoever made this actor goes on.
@@ -160,6 +162,7 @@ class AgentActor(Actor):
 
     def _fit(self) -> None:
         self._hand_out()
+        self._look_later()
         while len(self._workers) > self._size and self._idle:
             self._dismiss()
         if len(self._idle) > IDLE_KEPT and not self._trims:
@@ -289,7 +292,6 @@ class AgentActor(Actor):
             claims = tuple(self._batched.popleft() for _ in range(number))
             self._context.batches.begin(name, claims)
             self._at_batch[name] = None
-            self._look_later()
             self._give(name, claims, RunBatch(self._agent_oid), self._give_batch)
         return bool(name)
 
@@ -361,7 +363,7 @@ class AgentActor(Actor):
             self._report_soon()
 
     def _look_later(self) -> None:
-        if self._look_timer is None and self._at_batch:
+        if self._look_timer is None and (self._at_batch or self._batched):
             self._look_timer = self.tell_later(_LookAtBatches(), LONGEST_TURN)
 
     @handles(_LookAtBatches)
@@ -378,12 +380,27 @@ class AgentActor(Actor):
             self._busy[name] = tuple(claim for claim in given if claim not in rest)
             del self._at_batch[name]
             # The last one is that which it is at.
-            self._context.experience.lasts(self._busy[name][-1].name)
-            self._deal_with(rest)
-            self._unbegun += rest
-            self._report_soon()
-        self._look_later()
+            lasting = self._busy[name][-1]
+            self._context.experience.lasts(lasting.name)
+            self._lasting.append(lasting)
+            self._leave_to_others(rest)
+        self._look_at_waiting()
         self._fit()
+
+    def _look_at_waiting(self) -> None:
+        """Leave it to others what is for a batch, and finds no worker here."""
+        first = self._batched[0] if self._batched and not self._at_batch else None
+        if first is not None and first is self._seen_waiting:
+            self._leave_to_others(self._batched)
+            self._queued.difference_update(self._batched)
+            self._batched.clear()
+            first = None
+        self._seen_waiting = first
+
+    def _leave_to_others(self, claims: Iterable[Claimed]) -> None:
+        self._deal_with(claims)
+        self._unbegun += claims
+        self._report_soon()
 
     @handles(GroupRan)
     def _free_of_group(self, message: GroupRan) -> None:
@@ -495,7 +512,7 @@ class AgentActor(Actor):
 
     def _has_others_to_wait_for(self) -> bool:
         """Tell whether more jobs are about to end that can be settled with those that have."""
-        if self._unbegun or len(self._ran) + len(self._completed) >= self._size:
+        if self._unbegun or self._lasting or len(self._ran) + len(self._completed) >= self._size:
             return False
         ends_soon = self._context.experience.ends_soon
         firsts = (claims[0] for claims in self._busy.values() if claims)
@@ -512,6 +529,7 @@ class AgentActor(Actor):
         ran, self._ran = tuple(self._ran), []
         completed, self._completed = tuple(self._completed), []
         unbegun, self._unbegun = tuple(self._unbegun), []
-        if ran or completed or unbegun:
-            finished = JobsRan(self._queue, self._agent, ran, completed, unbegun)
+        lasting, self._lasting = tuple(self._lasting), []
+        if ran or completed or unbegun or lasting:
+            finished = JobsRan(self._queue, self._agent, ran, completed, unbegun, lasting)
             self._context.directory.tell("dispatcher", finished)

@@ -347,7 +347,8 @@ class WorkerLost:
 class JobsRan:
     """These were run, and are to be settled; `completed` need not be looked at for that.
 
-    `unbegun` were not, and are to be given back to the queue.
+    `unbegun` were not, and are to be given back to the queue; `lasting` are at work, and take
+    longer than those that share a place.
     """
 
     queue: str
@@ -355,6 +356,7 @@ class JobsRan:
     claims: tuple[Claimed, ...]
     completed: tuple[Completion, ...] = ()
     unbegun: tuple[Claimed, ...] = ()
+    lasting: tuple[Claimed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
