@@ -112,6 +112,9 @@ class AgentActor(Actor):
         self._at_batch: dict[str, int | None] = {}
         """The workers at batches, and how many jobs each had left when it was looked at last."""
         self._unbegun: list[Claimed] = []
+        self._lasting: list[Claimed] = []
+        self._seen_waiting: Claimed | None = None
+        """The first one for a batch that found no worker when they were looked at last."""
         self._look_timer: Any = None
         self._turns: deque[Callable[[int], bool]] = deque(
             [self._give_waiting, self._give_batch, self._give_group]
@@ -134,11 +137,10 @@ class AgentActor(Actor):
         self._report_is_due = False
         self._hold_timer = self._look_timer = None
         self._trims = False
-        self._look_later()
         for claim in self._context.suspensions.of(self.name):
             self._time_pause(claim)
         self._fit()
-        if self._ran or self._completed or self._unbegun:
+        if self._ran or self._completed or self._unbegun or self._lasting:
             self._report_soon()
         directory = self._context.directory
         # First of all: the answer may be on its way before whoever made this actor goes on.
@@ -160,6 +162,7 @@ class AgentActor(Actor):
 
     def _fit(self) -> None:
         self._hand_out()
+        self._look_later()
         while len(self._workers) > self._size and self._idle:
             self._dismiss()
         if len(self._idle) > IDLE_KEPT and not self._trims:
@@ -250,7 +253,8 @@ class AgentActor(Actor):
         return not (
             is_instant(self._grouped[0].group)
             and any(
-                claims[0].group and is_instant(claims[0].group) for claims in self._busy.values()
+                claims and claims[0].group and is_instant(claims[0].group)
+                for claims in self._busy.values()
             )
         )
 
@@ -288,7 +292,6 @@ class AgentActor(Actor):
             claims = tuple(self._batched.popleft() for _ in range(number))
             self._context.batches.begin(name, claims)
             self._at_batch[name] = None
-            self._look_later()
             self._give(name, claims, RunBatch(self._agent_oid), self._give_batch)
         return bool(name)
 
@@ -326,14 +329,18 @@ class AgentActor(Actor):
 
     @handles(BatchRan)
     def _free_of_batch(self, message: BatchRan) -> None:
-        claims = self._busy.get(message.worker, ())
-        if not {ran.claim for ran in message.ran} <= set(claims):
+        given = self._busy.get(message.worker)
+        ran = {each.claim for each in message.ran}
+        if given is None or not ran <= set(given):
             return
-        self._busy.pop(message.worker, None)
-        self._at_batch.pop(message.worker, None)
-        self._idle.append(message.worker)
-        for ran in message.ran:
-            self._take_in(ran)
+        if message.goes_on:
+            self._busy[message.worker] = tuple(claim for claim in given if claim not in ran)
+        else:
+            del self._busy[message.worker]
+            self._at_batch.pop(message.worker, None)
+            self._idle.append(message.worker)
+        for each in message.ran:
+            self._take_in(each)
         self._fit()
 
     def _take_in(self, ran: JobRan) -> None:
@@ -356,7 +363,7 @@ class AgentActor(Actor):
             self._report_soon()
 
     def _look_later(self) -> None:
-        if self._look_timer is None and self._at_batch:
+        if self._look_timer is None and (self._at_batch or self._batched):
             self._look_timer = self.tell_later(_LookAtBatches(), LONGEST_TURN)
 
     @handles(_LookAtBatches)
@@ -373,12 +380,27 @@ class AgentActor(Actor):
             self._busy[name] = tuple(claim for claim in given if claim not in rest)
             del self._at_batch[name]
             # The last one is that which it is at.
-            self._context.experience.lasts(self._busy[name][-1].name)
-            self._deal_with(rest)
-            self._unbegun += rest
-            self._report_soon()
-        self._look_later()
+            lasting = self._busy[name][-1]
+            self._context.experience.lasts(lasting.name)
+            self._lasting.append(lasting)
+            self._leave_to_others(rest)
+        self._look_at_waiting()
         self._fit()
+
+    def _look_at_waiting(self) -> None:
+        """Leave it to others what is for a batch, and finds no worker here."""
+        first = self._batched[0] if self._batched and not self._at_batch else None
+        if first is not None and first is self._seen_waiting:
+            self._leave_to_others(self._batched)
+            self._queued.difference_update(self._batched)
+            self._batched.clear()
+            first = None
+        self._seen_waiting = first
+
+    def _leave_to_others(self, claims: Iterable[Claimed]) -> None:
+        self._deal_with(claims)
+        self._unbegun += claims
+        self._report_soon()
 
     @handles(GroupRan)
     def _free_of_group(self, message: GroupRan) -> None:
@@ -403,14 +425,15 @@ class AgentActor(Actor):
     def _resume(self, message: JobResumable) -> None:
         # While its worker has not told that it left it, it is known; that comes next then.
         claim = message.claim
-        if claim not in self._queued and (claim,) not in self._busy.values():
+        at_work = any(claim in claims for claims in self._busy.values())
+        if claim not in self._queued and not at_work:
             self._resume_if_ended(claim)
             self._fit()
 
     def _resume_if_ended(self, claim: Claimed) -> None:
         suspensions = self._context.suspensions
         if suspensions.is_suspended(claim) and not suspensions.is_waiting(claim):
-            self._queue_up(claim)
+            self._queue_up(dataclasses.replace(claim, batch=False))
 
     def _time_pause(self, claim: Claimed) -> None:
         seconds = self._context.suspensions.pause_seconds(claim)
@@ -489,10 +512,11 @@ class AgentActor(Actor):
 
     def _has_others_to_wait_for(self) -> bool:
         """Tell whether more jobs are about to end that can be settled with those that have."""
-        if self._unbegun or len(self._ran) + len(self._completed) >= self._size:
+        if self._unbegun or self._lasting or len(self._ran) + len(self._completed) >= self._size:
             return False
         ends_soon = self._context.experience.ends_soon
-        return any(claim.name and ends_soon(claim.name) for claim, *_ in self._busy.values())
+        firsts = (claims[0] for claims in self._busy.values() if claims)
+        return any(claim.name and ends_soon(claim.name) for claim in firsts)
 
     @handles(_ReportHeld)
     def _report_held(self, message: _ReportHeld) -> None:
@@ -505,6 +529,7 @@ class AgentActor(Actor):
         ran, self._ran = tuple(self._ran), []
         completed, self._completed = tuple(self._completed), []
         unbegun, self._unbegun = tuple(self._unbegun), []
-        if ran or completed or unbegun:
-            finished = JobsRan(self._queue, self._agent, ran, completed, unbegun)
+        lasting, self._lasting = tuple(self._lasting), []
+        if ran or completed or unbegun or lasting:
+            finished = JobsRan(self._queue, self._agent, ran, completed, unbegun, lasting)
             self._context.directory.tell("dispatcher", finished)

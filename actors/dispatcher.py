@@ -253,6 +253,7 @@ class DispatcherActor(DatabaseActor):
             state.ran += message.claims
             state.completed += message.completed
             state.unbegun += message.unbegun
+            state.small -= {p64(claim.ref.oid) for claim in message.lasting}
             self._work_soon(message.queue)
 
     @handles(JobLost)

@@ -294,10 +294,15 @@ class JobRan:
 
 @dataclass(frozen=True, slots=True)
 class BatchRan:
-    """A worker is free again, and this is how it came back from each job of its batch."""
+    """A worker is free again, and this is how it came back from the jobs of its batch.
+
+    With `goes_on` it is not: it is at another one of them, and these wait for something, or were
+    run before that.
+    """
 
     worker: str
     ran: tuple[JobRan, ...]
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +347,8 @@ class WorkerLost:
 class JobsRan:
     """These were run, and are to be settled; `completed` need not be looked at for that.
 
-    `unbegun` were not, and are to be given back to the queue.
+    `unbegun` were not, and are to be given back to the queue; `lasting` are at work, and take
+    longer than those that share a place.
     """
 
     queue: str
@@ -350,6 +356,7 @@ class JobsRan:
     claims: tuple[Claimed, ...]
     completed: tuple[Completion, ...] = ()
     unbegun: tuple[Claimed, ...] = ()
+    lasting: tuple[Claimed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

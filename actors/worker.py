@@ -113,7 +113,11 @@ class WorkerActor(Actor):
 
     @handles(RunJob)
     def _run(self, message: RunJob) -> None:
-        ran = self._run_or_leave(message.claim)
+        self._context.activity.begin()
+        try:
+            ran = self._run_or_leave(message.claim)
+        finally:
+            self._context.activity.end()
         self._tell_agent(ran)
         if isinstance(ran, WorkerLost):
             self.stop()
@@ -122,6 +126,8 @@ class WorkerActor(Actor):
     def _run_batch(self, message: RunBatch) -> None:
         ran: list[JobRan] = []
         self._batch = _Batch(self._context, self.name, message.agent_oid)
+        # All the time: the next one may have begun with the end of the one before.
+        self._context.activity.begin()
         try:
             while (claim := self._batch.take()) is not None:
                 each = self._run_or_leave(claim)
@@ -130,24 +136,26 @@ class WorkerActor(Actor):
                     self.stop()
                     return
                 ran.append(each)
+                if each.outcome is Outcome.SUSPENDED:
+                    # It is to go on as soon as it can, whatever comes behind it here.
+                    self._tell_agent(BatchRan(self.name, tuple(ran), goes_on=True))
+                    ran.clear()
         finally:
             self._batch = None
+            self._context.activity.end()
         self._tell_agent(BatchRan(self.name, tuple(ran)))
 
     def _run_or_leave(self, claim: Claimed) -> JobRan | WorkerLost:
         with placed(job=str(claim.ref)):
-            self._context.activity.begin()
-            try:
-                return self._run_counted(claim)
-            finally:
-                self._context.activity.end()
+            return self._run_counted(claim)
 
     def _run_counted(self, claim: Claimed) -> JobRan | WorkerLost:
         try:
             # Looked at after it was counted: whoever stops sees the one or the other.
             suspended = self._context.suspensions.is_suspended(claim)
             # One that has begun may end within the drain.
-            if self._context.stop.is_set() and not suspended:
+            begun = suspended or (self._batch is not None and self._batch.begun == claim)
+            if self._context.stop.is_set() and not begun:
                 raise StopRequested(f"the system stops, {claim.ref} is not begun")
             outcome = self._run_claim(claim)
         # The job raised what is no Exception, or running it went wrong in a way that was
@@ -427,6 +435,8 @@ class _Batch:
         self._worker = worker
         self._agent_oid = agent_oid
         self._next: Claimed | None = None
+        self.begun: Claimed | None = None
+        """The one of which it was said last that it may have begun."""
         self.connection: Any = None
 
     def take(self) -> Claimed | None:
@@ -447,6 +457,7 @@ class _Batch:
                 agent = self.connection.get(self._agent_oid)
                 now = microseconds(self._context.clock.now())
                 job._begin_in_batch(agent, claim.number, now)
+                self.begun = claim
         # It is dealt with when its turn has come.
         except Exception as error:
             trace.info("job %s is not begun yet, for %r", claim.ref, error)
@@ -455,7 +466,7 @@ class _Batch:
         """Let that one be the next again, which nobody may have begun."""
         if self._next is not None:
             self._context.batches.put_back(self._worker, self._next)
-            self._next = None
+            self._next = self.begun = None
 
 
 def _completion_of(job: Job, claim: Claimed) -> Completion | None:

@@ -50,6 +50,7 @@ from perdure.model.telling import tell_lost_result, tell_retry
 __all__ = ["Attempting"]
 
 _ZERO = timedelta(0)
+_QUICK_SECONDS = 0.005
 
 
 class Attempting(Deciding):
@@ -251,7 +252,7 @@ class Attempting(Deciding):
             counted = job._futures
             if job._waits_for:
                 self._fence_root_waits()
-            if job is self._fence.root and job.status is Status.COMPLETED:
+            if job is self._fence.root and job.status is Status.COMPLETED and self._was_quick():
                 following = self._following
             if following is not None:
                 following.begin()
@@ -404,6 +405,13 @@ class Attempting(Deciding):
             job._end(result)
         if job.status is not Status.ACTIVE:
             job._complete_if_alone()
+
+    def _was_quick(self) -> bool:
+        """Tell whether the call has taken so little that another transaction is worth saving.
+
+        While a call goes on, others may write what begins with its end, and it is called again.
+        """
+        return self.call_seconds is None or self.call_seconds < _QUICK_SECONDS
 
     def _in_call(self, job: Job) -> AbstractContextManager[None]:
         assert self._fence is not None
