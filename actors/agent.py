@@ -355,7 +355,10 @@ class AgentActor(Actor):
         if ran.outcome is not Outcome.REASSIGNED:
             self._deal_with([claim])
         # One that was left because the system stops is not to be settled, nor run again.
-        if ran.completion is not None:
+        if ran.outcome is Outcome.UNBEGUN:
+            self._unbegun.append(claim)
+            self._report_soon()
+        elif ran.completion is not None:
             self._completed.append(ran.completion)
             self._report_soon()
         elif ran.outcome is not Outcome.STOPPED:

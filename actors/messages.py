@@ -280,6 +280,8 @@ class Outcome(enum.Enum):
     """The system stops; the job is left as it is."""
     SUSPENDED = "suspended"
     """The job goes on without a worker, and needs one again later."""
+    UNBEGUN = "unbegun"
+    """The queue was paused before the job had begun, and after it was claimed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,11 +288,9 @@ class WorkerActor(Actor):
                 )  # fmt: skip
             return Outcome.REASSIGNED
         # Of a group, the end of one may have been committed, with its callbacks still to run; of
-        # a batch, the beginning, with its claim or with the end of the one before: nobody has
-        # called it yet, or else it would not be sent to a worker.
-        not_alone = claim.number < 0 and resumed is None
-        begun = not_alone and job.status is Status.ACTIVE
-        of_group = not_alone and job.status in (Status.CALLBACKS, Status.COMPLETED)
+        # a batch, the beginning, with its claim or with the end of the one before.
+        of_group = claim.number < 0 and job.status in (Status.CALLBACKS, Status.COMPLETED)
+        begun = self._batch is not None and job.status is Status.ACTIVE and resumed is None
         usual = begun or of_group or resumed is not None
         if job.status is not Status.ASSIGNED and not usual:
             events.error(
@@ -301,6 +299,8 @@ class WorkerActor(Actor):
             )  # fmt: skip
         queue = job.queue
         assert queue is not None
+        if unbegun and queue.paused:
+            return Outcome.UNBEGUN
         self._queue_oid = queue._p_oid
         self._frees_places = bool(job.quota_names)
         self._started = None if resumed is not None else self._tell_started(job)
@@ -453,7 +453,9 @@ class _Batch:
             return
         try:
             job = plain_job(self.connection, claim.ref)
-            if job._is_unbegun(claim.number) and is_whole(job):
+            queue = job._queue
+            unbegun = job._is_unbegun(claim.number) and is_whole(job)
+            if unbegun and queue is not None and not queue.paused:
                 agent = self.connection.get(self._agent_oid)
                 now = microseconds(self._context.clock.now())
                 job._begin_in_batch(agent, claim.number, now)
