@@ -252,11 +252,11 @@ class Process:
     def suspend(self) -> None:
         """Let it stand still, as SIGSTOP does, until it is resumed; its clock goes on."""
         self._storage_alive()
-        self._owner.suspended = True
+        self._owner.suspend()
 
     def resume(self) -> None:
         """Let it go on."""
-        self._owner.suspended = False
+        self._owner.resume()
 
     def cut(self) -> None:
         """Cut its connection to the disk."""

@@ -97,6 +97,16 @@ class Owner:
         """Whether it has crashed: its threads are to end."""
         self.suspended = False
         """Whether its threads get no turn."""
+        self.until: float | None = None
+        """When it goes on by itself, where it is suspended until then."""
+
+    def suspend(self, until: float | None = None) -> None:
+        """Give its threads no turn until then, or until it is resumed."""
+        self.suspended, self.until = True, until
+
+    def resume(self) -> None:
+        """Give them turns again."""
+        self.suspended, self.until = False, None
 
 
 class _Quiet(logging.Filter):
@@ -198,6 +208,7 @@ class Scheduler:
         self._points_since = 0.0, 0
         self._ending: Task | None = None
         self._waits_since = 0.0
+        self._standing: list[Owner] = []
         self._numbers = 0
         self._closed = False
         _Garbage.keep()
@@ -234,6 +245,17 @@ class Scheduler:
                 self._points_left -= 1
             self._hand_on(task)
             self._check(task)
+
+    def stand_still(self, seconds: float) -> None:
+        """Let the process that the calling thread belongs to get no turn for so long."""
+        task = self.me()
+        if task is None or task.owner is None:
+            return
+        self._note(task, f"{task.owner.name} stands still for {seconds:g} s")
+        task.owner.suspend(self.seconds + seconds)
+        self._standing.append(task.owner)
+        self._hand_on(task)
+        self._check(task)
 
     @property
     def is_driver(self) -> bool:
@@ -329,7 +351,9 @@ class Scheduler:
 
     def next_moment(self) -> float | None:
         """Return when the next wait of somebody ends, None if none ever does."""
-        return min((task.deadline for task in self._sleepers()), default=None)  # type: ignore[type-var]
+        moments = [task.deadline for task in self._sleepers()]
+        moments += [owner.until for owner in self._standing if not owner.gone]
+        return min((each for each in moments if each is not None), default=None)
 
     def end(self, owner: Owner) -> None:
         """Let a process crash: end its threads, the calling one at the next point that it passes.
@@ -503,8 +527,14 @@ class Scheduler:
         )
 
     def _wake_due(self) -> None:
+        now = self.seconds + _TOLERANCE_SECONDS
+        for owner in self._standing:
+            if owner.until is not None and owner.until <= now:
+                owner.resume()
+        if self._standing:
+            self._standing = [each for each in self._standing if each.until is not None]
         for task in [*self._sleepers()]:
-            if task.deadline is not None and task.deadline <= self.seconds + _TOLERANCE_SECONDS:
+            if task.deadline is not None and task.deadline <= now:
                 self._wake(task)
 
     def _wake(self, task: Task) -> None:

@@ -42,7 +42,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is to happen at a call; made by `crash`, `fail` or `slow`.
+    """What is to happen at a call; made by `crash`, `fail`, `slow` or `stand_still`.
 
     With `after` it happens when the call has taken place, as when a server's answer is lost.
     """
@@ -51,9 +51,13 @@ class Fault:
     error: BaseException | None = None
     after: bool = False
     delay: timedelta = timedelta(0)
+    whole: bool = False
+    """Whether the delay is that of the whole process."""
 
     def __str__(self) -> str:
         when = "after" if self.after else "before"
+        if self.whole:
+            return f"standing still for {self.delay} {when}"
         if self.crashes:
             return f"a crash {when}"
         if self.error is not None:
@@ -74,6 +78,14 @@ class Fault:
     def slow(cls, delay: timedelta) -> Fault:
         """Return the fault that the call takes so long before it acts."""
         return cls(delay=delay)
+
+    @classmethod
+    def stand_still(cls, delay: timedelta, *, after: bool = False) -> Fault:
+        """Return the fault that the whole process stands still for so long, before or after it.
+
+        As one does whose machine pauses it: its siblings may take it for dead meanwhile.
+        """
+        return cls(delay=delay, after=after, whole=True)
 
 
 class SteppedStorage:
@@ -257,7 +269,7 @@ class SteppedStorage:
         self._scheduler.pause(kind, about)
         fault = self.faults.get(call.number) or self.on_call(call)
         if fault is not None:
-            if fault.delay:
+            if fault.delay and not fault.whole:
                 self._wait(fault.delay)
             if not fault.after:
                 self._strike(fault, call)
@@ -269,6 +281,9 @@ class SteppedStorage:
         return result
 
     def _strike(self, fault: Fault, call: Call) -> None:
+        if fault.whole:
+            self._scheduler.stand_still(fault.delay.total_seconds())
+            return
         if fault.error is not None:
             self._scheduler.note(f"fails in {call}: {fault.error!r}")
             # It would keep where it was raised before, in other runs, and all that was there.

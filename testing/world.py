@@ -30,7 +30,7 @@ from perdure.testing.execution import START, SteppedClock
 from perdure.testing.files import FileDisk, Loss
 from perdure.testing.process import Process
 from perdure.testing.scheduler import Scheduler
-from perdure.testing.storage import SteppedStorage
+from perdure.testing.storage import CALLS, SteppedStorage
 
 __all__ = ["World"]
 
@@ -205,6 +205,26 @@ class World:
         if points < 0:
             raise ValueError(f"points must be 0 or more, not {points!r}")
         self.scheduler.let_others_go_on(points=points)
+
+    def step_to(self, process: Process, kind: str) -> bool:
+        """Let the others go on until a thread of that process is about to make a call.
+
+        So it can be suspended, say, between what it has read and its commit. No time passes.
+
+        :param kind: of which kind, as of `Call`: ``"begin"``, or ``"finish"``.
+        :returns: False where nobody can go on, and it makes none, or has crashed.
+        """
+        if kind not in CALLS:
+            raise SimulationError(f"a call is of a kind of {', '.join(CALLS)}, not {kind!r}")
+        trace = self.scheduler.trace
+        passed = -1
+        while process.is_running and passed != len(trace):
+            passed = len(trace)
+            self.step()
+            last = trace[-1] if passed != len(trace) else None
+            if last and last.task.startswith(f"{process.name}/") and last.text.split()[0] == kind:
+                return True
+        return False
 
     def advance(self, duration: timedelta) -> None:
         """Let time pass, and all happen in order that happens meanwhile."""

@@ -509,6 +509,69 @@ def test_a_call_may_take_long(world: World) -> None:
     assert world.now - begun == SECOND
 
 
+def test_a_process_may_stand_still_at_a_call_until_it_goes_on_by_itself(world: World) -> None:
+    process, other = world.process("stands"), world.process("goes on", {"": 0})
+    world.run_until_idle()
+    faults = [Fault.stand_still(MINUTE)]
+    process.on_call = lambda call: faults.pop() if faults and call.kind == "begin" else None
+    ref = other.put(add, "n")
+    world.advance(MINUTE - SECOND)
+    assert faults == []
+    assert process.is_suspended
+    assert world.status(ref) is Status.PENDING
+    world.advance(SECOND)
+    assert not process.is_suspended
+    assert world.result(ref) == 1
+
+
+def test_the_test_stands_still_with_the_process_that_it_acts_for(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    faults = [Fault.stand_still(MINUTE, after=True)]
+    process.on_call = lambda call: faults.pop() if faults and call.kind == "finish" else None
+    begun = world.now
+    process.put(add, "n")
+    assert world.now - begun == MINUTE
+
+
+def test_one_that_stands_still_can_be_resumed_before_its_time(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    process.on_call = lambda call: Fault.stand_still(MINUTE)
+    world.advance(31 * SECOND)  # a sign of life is due
+    assert process.is_suspended
+    process.on_call = lambda call: None
+    process.resume()
+    world.advance(SECOND)
+    process.suspend()
+    world.advance(2 * MINUTE)
+    assert process.is_suspended
+
+
+def test_the_others_go_on_until_one_is_about_to_make_a_call(world: World) -> None:
+    process = world.process()
+    world.run_until_idle()
+    ref = process.put(add, "n")
+    assert world.step_to(process, "finish")
+    assert world.status(ref) is Status.PENDING
+    assert world.scheduler.trace[-1].text == "finish"
+    assert world.step_to(process, "finish")
+    assert world.status(ref) is Status.ASSIGNED
+    while world.step_to(process, "finish"):
+        pass
+    assert world.result(ref) == 1
+    with pytest.raises(SimulationError, match="a call is of a kind of begin, .*not 'commit'"):
+        world.step_to(process, "commit")
+
+
+def test_one_that_crashes_is_about_to_make_no_call(world: World) -> None:
+    process, other = world.process("crashes"), world.process("other", {"": 0})
+    world.run_until_idle()
+    process.on_call = lambda call: Fault.crash() if call.kind == "begin" else None
+    other.put(add, "n")
+    assert not world.step_to(process, "finish")
+
+
 def test_a_commit_that_stands_still_is_broken_off_for_others(world: World) -> None:
     stuck, other = world.process("stuck"), world.process("other")
     world.run_until_idle()
