@@ -470,6 +470,48 @@ def cut_off(process: Process) -> None:
     put(process, Job(effect, "c"))
 
 
+# One stands still in the midst of a claim: what it has read is old when it commits that.
+
+
+def a_busy_sibling(world: World) -> None:
+    """Start one that claims nothing of what others put for a while, and can only bury them."""
+    sibling = world.process("sibling", {"": 1}, host="another")
+    put(sibling, Job(effect_later, "busy", 2 * MINUTE.total_seconds()))
+    world.run_until_idle()
+
+
+def buried_while_it_claims(process: Process) -> None:
+    process.world.run_until_idle()
+    put(process, Job(effect_later, "a", 5.0), *in_groups(Job(effect, "b")))
+    process.world.step_to(process, "begin")
+    process.suspend()
+    process.world.advance(2 * MINUTE - SECOND)
+    process.resume()
+    process.world.advance(30 * SECOND)
+
+
+def claims_that_meet(process: Process) -> None:
+    world = process.world
+    sibling = next(each for each in world.processes if each.name == "sibling")
+    for one, other in ((process, sibling), (sibling, process)):
+        for each in (one, other):
+            job = Job(audited_effect_later, f"{one.name} is late, {each.name}")
+            job.quota_names = ("one",)
+            put(each, job, begin_after=world.now + 2 * SECOND)
+        # Each has them in the order in which it will look at them: what it has put itself first.
+        world.advance(SECOND)
+        one.suspend()
+        other.suspend()
+        world.advance(2 * SECOND)
+        one.resume()
+        world.step_to(one, "begin")
+        one.suspend()
+        other.resume()
+        world.run_until_idle()
+        one.resume()
+        world.advance(10 * SECOND)
+
+
 # Groups. Time stands still while jobs run: each callable is known to be quick once it was called.
 
 
@@ -689,6 +731,13 @@ SCENARIOS = (
         others=one_that_died_elsewhere,
         settings=POLLING,
     ),
+    Scenario(
+        buried_while_it_claims,
+        others=a_busy_sibling,
+        restarts=False,
+        settings=POLLING,
+    ),
+    Scenario(claims_that_meet, setup=quotas_of_one, others=a_sibling, settings=POLLING),
     Scenario(buried_alive, others=a_sibling_elsewhere, settings=POLLING),
     Scenario(cut_off, others=a_sibling_elsewhere, settings=POLLING),
     Scenario(groups_of_jobs, settings=TOGETHER),
