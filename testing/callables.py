@@ -118,6 +118,11 @@ def hear(effect: Effect, result: Any) -> None:
     effect.happen()
 
 
+async def hear_later(effect: Effect, seconds: float, result: Any) -> None:
+    await asyncio.sleep(seconds)
+    effect.happen()
+
+
 class Patient(RetryPolicy):
     """Reschedules a job that failed, twice; lets an interrupted one wait, five times."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -73,9 +74,10 @@ class RuntimeMachine(RuleBasedStateMachine):
     """Puts jobs of every kind into simulated processes, and lets everything befall them.
 
     Its rules put jobs, let the threads take turns in any order, or a few of them a part of their
-    way, let time pass, crash, stop, start, suspend and resume processes, cut their connections,
-    break a call of their storage, change clocks and sizes, cancel and retry jobs, add callbacks,
-    deploy code in which a callable has vanished, and pack. After each rule
+    way, let time pass, crash, stop, start, suspend and resume processes, lose one for good, cut
+    their connections, break a call of their storage, let them stand still or crash in the midst
+    of a commit, let them claim in the same moment, change clocks and sizes, cancel and retry jobs,
+    add callbacks, deploy code in which a callable has vanished, and pack. After each rule
     `perdure.model.check` has to find nothing, and no commit may exceed a quota or do an effect
     twice. At the end all is restored and comes to rest, and the books have to balance: every
     acknowledged job has ended, once, with a result that it may have; every effect is there once,
@@ -96,6 +98,13 @@ class RuntimeMachine(RuleBasedStateMachine):
     SETTINGS: Mapping[str, Any] = {}
     """Settings of the processes, as for `perdure.actors.start`."""
 
+    LOSES_PROCESSES = True
+    """Whether all but one process may be lost for good.
+
+    False where its siblings would not bury one within `REST_LIMIT`: those on other hosts do that
+    when they poll.
+    """
+
     REST_LIMIT = timedelta(hours=2)
     """How much time it may take at the end until there is nothing to do."""
 
@@ -107,6 +116,7 @@ class RuntimeMachine(RuleBasedStateMachine):
         self._vanished: Any = None
         self._armed: dict[str, list[Any]] = {}
         self._cut: set[str] = set()
+        self._lost: set[str] = set()
         self._number = 0
         self.world = World(chooser=self._turns)
         self.books = Books(self.world)
@@ -196,7 +206,7 @@ class RuntimeMachine(RuleBasedStateMachine):
     def balance(self) -> list[str]:
         """Return what does not hold at the end, a sentence each; override to add to it.
 
-        Everything is at rest then, and all processes run. Use `world` to look.
+        Everything is at rest then, and all processes run that are not lost. Use `world` to look.
         """
         return self.books.balance()
 
@@ -330,10 +340,35 @@ class RuntimeMachine(RuleBasedStateMachine):
         process.crash()
         self._cut.discard(process.name)
 
-    @precondition(lambda self: len(self.running) < len(self.PROCESSES))
+    @precondition(lambda self: self._may_lose and not self._lost)
+    @rule(at=_indexes)
+    def lose(self, at: int) -> None:
+        """Let a process crash, and never be back: its siblings have to see to what it leaves.
+
+        Here that befalls one only: with too few of them, little happens.
+        """
+        process = self._staying[at % len(self._staying)]
+        if process.is_running:
+            self.crash(self.running.index(process))
+        self._lose(process)
+
+    def _lose(self, process: Process) -> None:
+        if self._may_lose:
+            self._lost.add(process.name)
+
+    @property
+    def _may_lose(self) -> bool:
+        return self.LOSES_PROCESSES and len(self._staying) > 1
+
+    @property
+    def _staying(self) -> list[Process]:
+        """The processes that are not lost for good, whether they run or not."""
+        return [process for process in self.world.processes if process.name not in self._lost]
+
+    @precondition(lambda self: not all(process.is_running for process in self._staying))
     @rule(at=_indexes)
     def start(self, at: int) -> None:
-        idle = [process for process in self.world.processes if not process.is_running]
+        idle = [process for process in self._staying if not process.is_running]
         self._start(idle[at % len(idle)])
 
     def _start(self, process: Process) -> None:
@@ -419,6 +454,89 @@ class RuntimeMachine(RuleBasedStateMachine):
         self._armed[process.name] = [commits, Fault.crash(after=after), "finish"]
         self.advance(turns, seconds)
 
+    @precondition(lambda self: self.awake)
+    @rule(
+        plan=_plans,
+        at=_indexes,
+        calls=st.integers(1, 2),
+        seconds=st.sampled_from([75, 150]),
+        others_are_full=st.booleans(),
+        then=st.sampled_from(["goes on", "crashes", "is lost"]),
+        turns=strategies.turns(),
+    )
+    def stand_still_at_a_commit(
+        self,
+        plan: Plan,
+        at: int,
+        calls: int,
+        seconds: int,
+        others_are_full: bool,
+        then: str,
+        turns: Turns,
+    ) -> None:
+        """Let a process stand still between what it has read for a job and its commit.
+
+        Its siblings may bury it, and take what it is about to take unless they are full. It may
+        crash after the commit, and need not be back ever.
+        """
+        self._gather()
+        process = self._staying[at % len(self._staying)]
+        if others_are_full:
+            for other in self.awake:
+                if other is not process:
+                    self._resize(other, 0)
+        # Any of them may have crashed, at a call that was broken.
+        if not process.is_running:
+            return
+        self._put(replace(plan, begin_after=None), self.awake.index(process))
+        self._stand_still(process, calls, seconds)
+        self.advance(turns, seconds - 1)
+        if then != "goes on":
+            self._armed[process.name] = [1, Fault.crash(after=True), "finish"]
+        self.advance(turns, 5)
+        if then == "is lost" and not process.is_running:
+            self._lose(process)
+
+    def _gather(self) -> None:
+        """Let all processes run, and have the database, that are not lost."""
+        self.resume()
+        self.restore()
+        for process in self._staying:
+            if not process.is_running:
+                self._start(process)
+        self.world.run_until_idle()
+
+    def _stand_still(self, process: Process, calls: int, seconds: int) -> None:
+        fault = Fault.stand_still(timedelta(seconds=seconds))
+        self._armed[process.name] = [calls, fault, "begin"]
+
+    @precondition(lambda self: self.awake)
+    @rule(
+        plan=_plans,
+        number=st.integers(1, 3),
+        quota=st.sampled_from(["narrow", "wide"]),
+        at=_indexes,
+        calls=st.integers(0, 3),
+        turns=strategies.turns(),
+    )
+    def claim_together(
+        self, plan: Plan, number: int, quota: str, at: int, calls: int, turns: Turns
+    ) -> None:
+        """Let all processes want jobs of one quota in the same moment.
+
+        One of them may stand still with what it has read, while the others claim.
+        """
+        self._gather()
+        plan = replace(plan, quotas=(quota,), begin_after=2, begin_by=None)
+        for each in range(number * len(self.awake)):
+            if self.awake:
+                self._put(plan, each)
+        # Who is to run them has them in the order in which it looks at them then.
+        self.advance((), 1)
+        if calls and self.awake:
+            self._stand_still(self.awake[at % len(self.awake)], calls, 1)
+        self.advance(turns, 2)
+
     def _breaker(self, name: str) -> Callable[[Call], Fault | None]:
         def on_call(call: Call) -> Fault | None:
             armed = self._armed.get(name)
@@ -428,7 +546,9 @@ class RuntimeMachine(RuleBasedStateMachine):
             if armed[0]:
                 return None
             fault: Fault = self._armed.pop(name)[1]
-            self.books.troubles.add("crash" if fault.crashes else "error")
+            self.books.troubles.add(
+                "crash" if fault.crashes else "suspend" if fault.whole else "error"
+            )
             return fault
 
         return on_call
@@ -438,9 +558,12 @@ class RuntimeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.awake)
     @rule(at=_indexes, size=st.integers(0, 4))
     def resize(self, at: int, size: int) -> None:
+        self._resize(self.awake[at % len(self.awake)], size)
+
+    def _resize(self, process: Process, size: int) -> None:
         # It may not have joined the queue yet, and have no agent.
         with self.attempt(), contextlib.suppress(PerdureError, KeyError):
-            self.awake[at % len(self.awake)].ask(Resize("", "main", size))
+            process.ask(Resize("", "main", size))
 
     @precondition(lambda self: self.awake)
     @rule(at=_indexes, name=st.sampled_from(["narrow", "wide"]), size=st.integers(0, 3))
@@ -517,7 +640,7 @@ class RuntimeMachine(RuleBasedStateMachine):
         self.resume()
         self.restore()
         self._deploy(vanished=False)
-        for process in self.world.processes:
+        for process in self._staying:
             process.clock.jump(self.world.now - process.clock.now())
             if not process.is_running:
                 self._start(process)
@@ -539,6 +662,6 @@ class RuntimeMachine(RuleBasedStateMachine):
         """Make a change that others may conflict with, until it is made."""
         while True:
             with contextlib.suppress(ConflictError):
-                with self.world.processes[0].transaction() as connection:
+                with self._staying[0].transaction() as connection:
                     change(connection)
                 return

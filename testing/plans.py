@@ -9,7 +9,7 @@ from perdure.model.composition import parallel, serial
 from perdure.model.job import Job
 from perdure.model.policy import NeverRetry, RetryCommonForever
 from perdure.testing import callables
-from perdure.testing.callables import Ledger, Patient
+from perdure.testing.callables import Effect, Ledger, Patient
 
 __all__ = ["CALLBACKS", "COMPOSITES", "KINDS", "POLICIES", "Plan"]
 
@@ -19,7 +19,8 @@ KINDS = ("succeed", "fail", "contend", "doze", "quit", "vanish")
 COMPOSITES = ("return", "serial", "parallel")
 """The kinds of jobs that have others."""
 
-CALLBACKS = ("always", "success", "failure")
+CALLBACKS = ("always", "later", "success", "failure")
+"""When they are called, and ``later``: always, and one that takes a while."""
 
 POLICIES = {
     "": None,
@@ -60,11 +61,10 @@ class Plan:
         endless = self.kind == "quit" and self.policy == "forever"
         if POLICIES[self.policy] is not None and not endless:
             job.retry_policy_factory = POLICIES[self.policy]
-        told = {
-            name: Job(callables.hear, ledger.effect(f"{key} {name}")) for name in self.callbacks
-        }
-        if "always" in told:
-            job.add_callback(told.pop("always"))
+        told = {name: _told(name, ledger.effect(f"{key} {name}")) for name in self.callbacks}
+        for name in ("always", "later"):
+            if name in told:
+                job.add_callback(told.pop(name))
         if told:
             job.add_callbacks(**told)
         return job
@@ -84,6 +84,12 @@ class Plan:
                 last = Job(callables.gather, ledger.effect(f"{key} postprocess"))
             return (serial if self.kind == "serial" else parallel)(*parts, postprocess=last)
         return _call(self.kind, ledger, key)
+
+
+def _told(name: str, effect: Effect) -> Job:
+    if name == "later":
+        return Job(callables.hear_later, effect, 20.0)
+    return Job(callables.hear, effect)
 
 
 def _call(kind: str, ledger: Ledger, key: str) -> Job:

@@ -173,7 +173,7 @@ def plans(quotas: Sequence[str] = ()) -> st.SearchStrategy[Plan]:
         "begin_after": moments,
         "begin_by": moments,
         "policy": st.sampled_from(list(POLICIES)),
-        "callbacks": st.lists(st.sampled_from(CALLBACKS), unique=True, max_size=2).map(tuple),
+        "callbacks": st.lists(st.sampled_from(CALLBACKS), unique=True, max_size=3).map(tuple),
     }
     parts = st.lists(st.sampled_from(["succeed", "fail", "contend"]), min_size=1, max_size=3)
     return st.one_of(

@@ -57,6 +57,7 @@ class WithoutPolling(RuntimeMachine):
     """Whoever is told of nothing finds out by chance only."""
 
     SETTINGS = {"poll_interval": timedelta(days=1)}
+    LOSES_PROCESSES = False
 
 
 STORIES = 24
