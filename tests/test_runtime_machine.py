@@ -133,6 +133,48 @@ def test_a_crash_at_a_commit_strikes_while_a_job_is_run(after: bool) -> None:
     play(crash)
 
 
+@pytest.mark.parametrize("then", ["goes on", "crashes", "is lost"])
+def test_a_process_stands_still_with_what_it_has_read_for_a_claim(then: str) -> None:
+    def stand_still(machine: RuntimeMachine) -> None:
+        plan = Plan("succeed", begin_after=50)
+        machine.stand_still_at_a_commit(plan, 0, 1, 75, True, then, ())
+        trace = machine.world.scheduler.trace
+        still = [number for number, each in enumerate(trace) if "stands still" in each.text]
+        assert [(trace[number].task, trace[number - 1].text) for number in still] == [
+            ("anna/dispatcher", "begin")
+        ]
+        crashed = [each for each in trace if "CRASHES" in each.text]
+        assert bool(crashed) is (then != "goes on")
+        assert all(each.seconds == trace[still[0]].seconds + 75 for each in crashed)
+
+    machine = play(stand_still)
+    assert machine.world.processes[0].starts == (2 if then == "crashes" else 1)
+    assert sum(machine.books.ends.values()) == 1
+
+
+def test_processes_claim_jobs_of_one_quota_in_the_same_moment() -> None:
+    def claim(machine: RuntimeMachine) -> None:
+        machine.claim_together(Plan("doze", begin_by=1), 2, "narrow", 0, 1, ())
+        quotas = [each["plan"].quotas for each in machine.books.entries.values()]
+        assert quotas == [("narrow",)] * 6
+        due = [each for each in machine.world.scheduler.trace if each.seconds == 2]
+        begun = {each.task for each in due if each.text == "begin"}
+        assert begun >= {"anna/dispatcher", "bert/dispatcher"}
+
+    play(claim)
+
+
+def test_one_that_is_lost_for_good_is_left_to_its_siblings() -> None:
+    def lose(machine: RuntimeMachine) -> None:
+        machine.put_job(Plan("doze"), 0, (), 100)
+        machine.start(1)
+        machine.lose(0)
+
+    machine = play(lose)
+    assert [each.starts for each in machine.world.processes] == [1, 1, 1]
+    assert "anna crashes" in [each.text for each in machine.world.scheduler.trace]
+
+
 def play(*rules: Any) -> RuntimeMachine:
     """Run a machine by hand, to its end."""
     machine = RuntimeMachine()
