@@ -111,8 +111,9 @@ class _Checker:
             if internal.kind != "recover":
                 self._place(job, f"with {internal!r}")
             return
-        # One that was taken up by an agent meanwhile is in a place of its own again.
-        if internal.kind == "recover" or job._claimed_by()[0] is not None:
+        # One that was taken up by an agent meanwhile is in a place of its own again, and stays
+        # no business of this one's when it is lost there.
+        if internal.kind == "recover" or job._claimed_by()[0] is not None or internal.is_over:
             return
         if internal.kind == "follow" and not internal.goes_on:
             if not internal.heard:

@@ -54,6 +54,12 @@ class InternalJob(Job):
             )
         super().__setstate__(state)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its job was dealt with, and claimed since; that may wait for another by now."""
+        noted = self.kind in ("interrupt", "resume") and self.claim is not None
+        return noted and self.serves._claim != self.claim
+
     def _enter_for(self, queue: Queue, job: Job) -> None:
         """Wait in the place of `job`, without going through an inbox."""
         self._move("put")

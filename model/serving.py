@@ -33,7 +33,7 @@ class Serving(Attempting):
 
         if internal.kind == "follow" and not internal.heard:
             self._hear(internal)
-        elif job._claimed_by()[0] is not None or internal.kind == "recover" or _is_stale(internal):
+        elif job._claimed_by()[0] is not None or internal.kind == "recover" or internal.is_over:
             # Nobody's to deal with here: an agent has it, or had it, since it was dealt with;
             # or another internal job does, made when who had it started again.
             self._store(internal, "ending", end)
@@ -122,12 +122,6 @@ class Serving(Attempting):
             stack.append(chosen)
         else:
             self._finish(proxy, chosen.result)
-
-
-def _is_stale(internal: InternalJob) -> bool:
-    """Tell whether the job was dealt with, and claimed since; it may wait for another by now."""
-    noted = internal.kind in ("interrupt", "resume") and internal.claim is not None
-    return noted and internal.serves._claim != internal.claim
 
 
 def _end_internal(internal: InternalJob) -> None:

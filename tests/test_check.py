@@ -136,6 +136,20 @@ def test_a_job_that_is_dealt_with_and_with_an_agent_is_no_violation_but_two_inte
     assert "is in 2 places" in only(view)
 
 
+def test_what_dealt_with_a_job_and_has_not_ended_when_that_is_lost_again_is_no_place_of_it(view):
+    internal, job = lost(view)
+    assert view.claim() is internal
+    job.handle_interrupt()
+    view.commit()
+    # Whoever runs the internal job stands still here, before the commit that ends it.
+    other = view.agent(2)
+    assert view.claim(other) is job
+    view.begin(job)
+    other.interrupt(job)
+    view.commit()
+    assert view.world.check() == []
+
+
 @pytest.mark.parametrize("place", ["line", "inbox"])
 def test_a_job_that_waits_with_another_status_is_found(view, place):
     if place == "line":
