@@ -15,6 +15,10 @@ from support.simulated import root
 __all__ = ["bad_times", "count", "count_later", "hand_over"]
 
 QUOTA = "few"
+SUM = "sum"
+"""Under this name is what all jobs of groups write."""
+
+MOST_IN_A_GROUP = 6
 MINUTES = timedelta(minutes=10)
 
 
@@ -23,6 +27,21 @@ def count(name: str) -> str:
     data = root()
     data[name] = data.get(name, 0) + 1
     return name
+
+
+def count_together(name: str) -> int:
+    """Count, and write the number that all of a group write, in all processes."""
+    data = root()
+    count(name)
+    data[SUM] = data.get(SUM, 0) + 1
+    data[f"{name}, together"] = 1
+    return int(data[SUM])
+
+
+def fail(name: str) -> None:
+    """Count, and fail: that is not to be counted."""
+    count(name)
+    raise ValueError(name)
 
 
 async def count_later(name: str, seconds: float) -> str:
@@ -37,7 +56,7 @@ def hand_over(name: str) -> Job:
     return Job(count, f"{name}, second part")
 
 
-def told(result: Any, name: str) -> str:
+def told(name: str, result: Any) -> str:
     return count(f"{name}, callback")
 
 
@@ -50,9 +69,12 @@ class Books:
 
     def work(self, process: Process, chance: random.Random) -> None:
         """Put a job or two, in a transaction of the application's or without one."""
+        kind = chance.randrange(8)
+        if kind > 4:
+            self._put_group(process, chance)
+            return
         self.put += 1
         name = f"job {self.put}"
-        kind = chance.randrange(5)
         if kind == 0:
             process.put(count, name)
             return
@@ -61,6 +83,24 @@ class Books:
             connection.root()[f"{name}, put"] = 1
             ref = get_queue(connection, "").put(job).ref
         self.world.acknowledged.append(ref)
+
+    def _put_group(self, process: Process, chance: random.Random) -> None:
+        """Put some that may be run in groups, of which one may fail, hand over, or be told of."""
+        jobs = []
+        for _ in range(chance.randint(1, MOST_IN_A_GROUP)):
+            self.put += 1
+            name = f"job {self.put}"
+            call = chance.choice([count, count, count_together, count_together, hand_over, fail])
+            job = Job(call, name)
+            job.transactional = True
+            if chance.random() < 0.3:
+                job.add_callback(Job(told, name))
+            jobs.append(job)
+        with process.transaction() as connection:
+            for job in jobs:
+                connection.root()[f"{job.args[0]}, put"] = 1
+            refs = [job.ref for job in get_queue(connection, "").put_many(jobs)]
+        self.world.acknowledged += refs
 
     def _job(self, kind: int, name: str, chance: random.Random) -> Any:
         if kind == 1:
@@ -81,10 +121,20 @@ class Books:
         with self.world.look() as connection:
             counted = dict(connection.root())
             ended = {}
+            numbers = []
             for ref in self.world.acknowledged:
                 job = find_job(connection, ref)
-                if job.status is Status.COMPLETED:
-                    ended[str(job.args[0])] = job.result
+                if job.status is not Status.COMPLETED:
+                    continue
+                for each in (job, *job.callbacks):
+                    name = str(each.args[0]) + ", callback" * (each is not job)
+                    ended[name] = each.result
+                if job.callable is count_together and not job.failed:
+                    numbers.append(job.result)
+        # Those that have written the same number have done so one after the other.
+        done = sum(1 for name in counted if name.endswith(", together"))
+        assert counted.get(SUM, 0) == done, f"{done} have counted to {counted.get(SUM)}"
+        assert len(set(numbers)) == len(numbers), f"counted twice: {sorted(numbers)}"
         for name, number in counted.items():
             if name.startswith("job "):
                 assert number == 1, f"{name} was counted {number} times"
