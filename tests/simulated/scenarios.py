@@ -276,40 +276,6 @@ def quotas_kept_through_trouble(process: Process) -> None:
     put(process, *jobs)
 
 
-# Groups.
-
-
-def in_groups(*jobs: Job) -> tuple[Job, ...]:
-    """Let jobs be run in groups, whose effects are one commit."""
-    for job in jobs:
-        job.transactional = True
-    return jobs
-
-
-def groups(process: Process) -> None:
-    put(process, *in_groups(*(Job(effect, name) for name in "abcde")))
-    process.world.run_until_idle()
-    further = Job(effect_and_further, "g", "h")
-    put(process, *in_groups(Job(effect, "f"), further, Job(effect, "i")))
-
-
-def groups_with_trouble(process: Process) -> None:
-    jobs = in_groups(
-        Job(effect, "a"),
-        looking_after(Job(effect_and_error, "b", 2), Stubborn),
-        Job(effect_and_conflict, "c", 2),
-        Job(effect, "d"),
-        Job(effect_and_error, "hopeless", 99),
-    )
-    put(process, *jobs, Job(effect_later, "e"))
-
-
-def groups_that_a_sibling_takes_over(process: Process) -> None:
-    put(process, *in_groups(*(Job(effect, name) for name in "abcd")))
-    process.world.advance(SECOND)
-    put(process, *in_groups(*(Job(effect, name) for name in "efgh")))
-
-
 # By hand.
 
 
@@ -400,6 +366,10 @@ def a_sibling(world: World) -> None:
     world.process("sibling", {"": 1})
 
 
+def sibling_of(process: Process) -> Process:
+    return next(each for each in process.world.processes if each.name == "sibling")
+
+
 def a_sibling_elsewhere(world: World) -> None:
     world.process("sibling", {"": 1}, host="another")
 
@@ -482,7 +452,7 @@ def a_busy_sibling(world: World) -> None:
 
 def buried_while_it_claims(process: Process) -> None:
     process.world.run_until_idle()
-    put(process, Job(effect_later, "a", 5.0), *in_groups(Job(effect, "b")))
+    put(process, Job(effect_later, "a", 5.0), *grouped(Job(effect, "b")))
     process.world.step_to(process, "begin")
     process.suspend()
     process.world.advance(2 * MINUTE - SECOND)
@@ -492,7 +462,7 @@ def buried_while_it_claims(process: Process) -> None:
 
 def claims_that_meet(process: Process) -> None:
     world = process.world
-    sibling = next(each for each in world.processes if each.name == "sibling")
+    sibling = sibling_of(process)
     for one, other in ((process, sibling), (sibling, process)):
         for each in (one, other):
             job = Job(audited_effect_later, f"{one.name} is late, {each.name}")
@@ -516,6 +486,7 @@ def claims_that_meet(process: Process) -> None:
 
 
 def grouped(*jobs: Job) -> tuple[Job, ...]:
+    """Let jobs be run in groups, whose effects are one commit."""
     for job in jobs:
         job.transactional = True
     return jobs
@@ -532,6 +503,24 @@ def put_groups(process: Process, *jobs: Job) -> None:
 def groups_of_jobs(process: Process) -> None:
     put_groups(process, *(Job(effect, name) for name in "abcd"))
     put(process, *grouped(Job(effect, "e"), Job(effect, "f")), Job(effect, "alone"))
+    process.world.run_until_idle()
+    # One puts another job in the commit of all.
+    put(process, *grouped(Job(effect_and_further, "g", "h")))
+    process.world.run_until_idle()
+    further = Job(effect_and_further, "j", "k")
+    put(process, *grouped(Job(effect, "i"), further, Job(effect, "l")))
+
+
+def groups_at_several_places(process: Process) -> None:
+    """Beside each other, and beside what is in none: with a policy, or one that takes a while."""
+    jobs = grouped(
+        Job(effect, "a"),
+        looking_after(Job(effect_and_error, "b", 2), Stubborn),
+        Job(effect_and_conflict, "c", 2),
+        Job(effect, "d"),
+        Job(effect_and_error, "hopeless", 99),
+    )
+    put(process, *jobs, Job(effect_later, "e"))
 
 
 def a_group_with_one_that_raises(process: Process) -> None:
@@ -570,7 +559,7 @@ def a_group_with_conflicts(process: Process) -> None:
 
 
 def a_counter_of_two_processes(process: Process) -> None:
-    other = process.world.processes[-1]
+    other = sibling_of(process)
     for number in range(3):
         for each in (process, other):
             if each.is_running:
@@ -639,6 +628,7 @@ def a_group_that_a_sibling_buries(process: Process) -> None:
     put_groups(process, *jobs)
     put(process, *grouped(Job(effect, "e"), Job(effect_later, "f", 3.0)))
     process.world.advance(SECOND)
+    put(process, *grouped(Job(effect, "g"), Job(effect, "h")))
 
 
 def a_group_buried_alive(process: Process) -> None:
@@ -689,14 +679,6 @@ SCENARIOS = (
         must_fail=("hopeless",),
         setup=quotas_of_one,
     ),
-    Scenario(groups),
-    Scenario(groups_with_trouble, counts_errors=True, must_fail=("hopeless",)),
-    Scenario(
-        groups_that_a_sibling_takes_over,
-        others=a_sibling,
-        restarts=False,
-        settings=POLLING,
-    ),
     Scenario(retried_and_cancelled, may_fail=("a", "late")),
     Scenario(paused_and_resized, also=resumed_in_the_end),
     Scenario(packed_meanwhile),
@@ -741,6 +723,7 @@ SCENARIOS = (
     Scenario(buried_alive, others=a_sibling_elsewhere, settings=POLLING),
     Scenario(cut_off, others=a_sibling_elsewhere, settings=POLLING),
     Scenario(groups_of_jobs, settings=TOGETHER),
+    Scenario(groups_at_several_places, counts_errors=True, must_fail=("hopeless",)),
     Scenario(
         a_group_with_one_that_raises,
         counts_errors=True,
