@@ -49,6 +49,9 @@ _indexes = st.integers(0, 5)
 _points = st.integers(0, 150)
 """How far the others go on after a rule: one that lets them may be left out of a whole run."""
 
+GROUPED = ("succeed", "succeed", "contend", "contend", "fail", "return")
+"""The kinds of jobs that are put to be run in groups, the usual ones most often."""
+
 _plans = strategies.plans(("narrow", "wide"))
 
 
@@ -237,6 +240,26 @@ class RuntimeMachine(RuleBasedStateMachine):
             if self.awake:
                 self._put(plan, at)
         self.step(turns, points)
+
+    @precondition(lambda self: self.awake)
+    @rule(
+        kinds=st.lists(st.sampled_from(GROUPED), min_size=2, max_size=6),
+        callbacks=st.sampled_from([(), ("always", "later")]),
+        at=_indexes,
+        turns=strategies.turns(),
+        points=_points,
+    )
+    def put_group(
+        self,
+        kinds: list[str],
+        callbacks: tuple[str, ...],
+        at: int,
+        turns: Turns = (),
+        points: int = 0,
+    ) -> None:
+        """Put jobs that may be run in groups, several for each commit."""
+        plans = [Plan(kind, callbacks=callbacks, transactional=True) for kind in kinds]
+        self.put_jobs(plans, at, turns, points)
 
     def _put(self, plan: Plan, at: int) -> None:
         if plan.kind == "vanish" and self._vanished is not None:
@@ -458,10 +481,10 @@ class RuntimeMachine(RuleBasedStateMachine):
     @rule(
         plan=_plans,
         at=_indexes,
-        calls=st.integers(1, 2),
+        calls=st.sampled_from([1, 1, 2]),
         seconds=st.sampled_from([75, 150]),
-        others_are_full=st.booleans(),
-        then=st.sampled_from(["goes on", "crashes", "is lost"]),
+        others_are_full=st.sampled_from([True, True, False]),
+        then=st.sampled_from(["is lost", "is lost", "crashes", "goes on"]),
         turns=strategies.turns(),
     )
     def stand_still_at_a_commit(
@@ -498,13 +521,15 @@ class RuntimeMachine(RuleBasedStateMachine):
             self._lose(process)
 
     def _gather(self) -> None:
-        """Let all processes run, and have the database, that are not lost."""
+        """Let all processes that are not lost run, have the database, and places for jobs."""
         self.resume()
         self.restore()
         for process in self._staying:
             if not process.is_running:
                 self._start(process)
         self.world.run_until_idle()
+        for process in self.awake:
+            self._resize(process, 2)
 
     def _stand_still(self, process: Process, calls: int, seconds: int) -> None:
         fault = Fault.stand_still(timedelta(seconds=seconds))

@@ -48,6 +48,8 @@ class Plan:
     begin_by: int | None = None
     policy: str = ""
     callbacks: tuple[str, ...] = ()
+    transactional: bool = False
+    """Whether it may be run in a group, unless something above forbids that."""
 
     def make(self, ledger: Ledger, key: str, now: datetime) -> Job:
         """Return the job, with its effects in the ledger under keys that begin with `key`."""
@@ -57,6 +59,8 @@ class Plan:
         if self.begin_by is not None:
             job.begin_by = timedelta(seconds=self.begin_by)
         job.quota_names = self.quotas
+        if self.transactional:
+            job.transactional = True
         # One that always takes its worker along would be run for ever.
         endless = self.kind == "quit" and self.policy == "forever"
         if POLICIES[self.policy] is not None and not endless:

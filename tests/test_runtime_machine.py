@@ -60,7 +60,18 @@ class WithoutPolling(RuntimeMachine):
     LOSES_PROCESSES = False
 
 
-STORIES = 24
+class InTheMidst(RuntimeMachine):
+    """With little but what strikes a process in the midst of a commit."""
+
+    cancel = retry = add_callback = None
+    run_until_idle = jump_clock = suspend = stand_still = cut = break_call = None
+    stop = crash = lose = None
+    resize = resize_quota = pause = pack = deploy = None
+
+
+KINDS_OF_STORIES = (RuntimeMachine, InTheMidst, WithoutPolling)
+
+STORIES = 20
 """So many that several deliberate faults are noticed; see ``mutants/simulator.toml``."""
 
 
@@ -70,7 +81,7 @@ def test_no_story_of_another_seed_does_harm() -> None:
     """Of the examples of one seed the most are like each other, from the fourth on."""
     told = 0
     for number in range(STORIES):
-        base = WithoutPolling if number % 2 else RuntimeMachine
+        base = KINDS_OF_STORIES[number % len(KINDS_OF_STORIES)]
 
         class Story(base):
             def teardown(self) -> None:
