@@ -71,7 +71,7 @@ class InTheMidst(RuntimeMachine):
 
 KINDS_OF_STORIES = (RuntimeMachine, InTheMidst, WithoutPolling)
 
-STORIES = 20
+STORIES = 16
 """So many that several deliberate faults are noticed; see ``mutants/simulator.toml``."""
 
 
