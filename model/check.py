@@ -11,6 +11,7 @@ from perdure.model.agent import Agent
 from perdure.model.errors import PerdureError
 from perdure.model.following import Follow, whole_of
 from perdure.model.given import checked_database
+from perdure.model.inbox import Bundle
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.queue import Queue
@@ -181,9 +182,19 @@ class _Checker:
                             self._check_waiting(job)
                         else:
                             self._say(f"inbox {key} has {job!r} where a job should be")
+                    for bundle in inbox.bundles(cursor):
+                        self._check_bundle(key, bundle)
                 except PerdureError as error:
                     self._say(f"inbox {key}: {error}")
                     self._countable = False
+
+    def _check_bundle(self, key: str, bundle: Bundle) -> None:
+        for job, _, position in bundle.puts():
+            if is_loadable(job) and position != position_of(job):
+                self._say(
+                    f"{job!r} is at {position} in a bundle of inbox {key} instead of "
+                    f"{position_of(job)}"
+                )
 
     def _check_waiting(self, job: Job) -> None:
         if not is_loadable(job):
