@@ -639,6 +639,23 @@ def test_of_a_burial_and_the_end_of_one_that_begins_the_next_one_fails(
 # Given back.
 
 
+@pytest.mark.spec("D18")
+def test_what_is_taken_from_a_worker_is_not_left_to_it(
+    batches: Batches, counters: list[Counter]
+) -> None:
+    made = put_adding(batches, 0, 1, 2)
+    taken = batches.claim()
+    batch = batches.batch(taken)
+    assert batch.take() is not None
+    rest = batches.left.take_rest("worker")
+    assert [claim.ref for claim in rest] == [job.ref for job in made[1:]]
+    assert batches.left.left("worker") == 0 and batch.take() is None
+    batch.connection = batches.desk.connection
+    transaction.begin()
+    batches.runner().run(made[0], viewed=True, following=batch)
+    assert statuses(*made) == ["COMPLETED", "ASSIGNED", "ASSIGNED"]
+
+
 @pytest.mark.spec("D18", "Q3")
 def test_those_that_are_given_back_wait_where_they_did_and_are_run_alone(
     batches: Batches, counters: list[Counter]

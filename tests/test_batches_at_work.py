@@ -373,6 +373,10 @@ def test_one_that_was_cancelled_is_not_given_back(systems: Systems) -> None:
     settled(system)
     assert calls == ["g", (2,)]
     assert read(system, refs[1], "failed")
+    # Its worker is free again.
+    refs += put(system, Job(jobs.note, 3))
+    wait_for(system, *refs)
+    settled(system)
     with system.transaction() as connection:
         agent: Agent = get_queue(connection).dispatchers[system.uuid]["main"]
         assert len(agent) == 0 and {job.ref for job in agent.completed} == set(refs)
@@ -398,38 +402,49 @@ def test_one_whose_future_has_come_goes_on_while_its_batch_is_run(
     gates["g"].open()
     wait_for(system, *refs)
     settled(system)
-    assert system.result(refs[0], timeout=LIMIT) == 5
+    # Nobody waited for its gate in vain.
+    assert [read(system, ref, "result") for ref in refs] == [5, "g", None]
     assert calls == ["f", (1,)]
     assert check(system.database) == []
 
 
 @pytest.mark.spec("J9", "D18")
+@pytest.mark.parametrize("early", [False, True])
 def test_one_whose_future_failed_and_who_is_called_again_is_run_by_one_worker(
-    systems: Systems,
+    early: bool, systems: Systems, caplog: pytest.LogCaptureFixture
 ) -> None:
     system = start(systems, size=2)
     futures: list[concurrent.futures.Future[Any]] = []
 
     def fail_first() -> Any:
         futures.append(concurrent.futures.Future())
+        if len(futures) == 1 and early:
+            futures[0].set_exception(ConflictError("made up"))
         if len(futures) > 1:
             gates["again"].enter()
             futures[-1].set_result(7)
         return futures[-1]
 
-    refs = put(system, fail_first, Job(jobs.pass_gate, "g"))
+    # Both workers are busy when it is to go on.
+    refs = put(system, Job(jobs.report_progress, "h"))
+    gates["h"].wait_until_entered()
+    refs += put(system, fail_first, Job(jobs.pass_gate, "g"))
     gates["g"].wait_until_entered()
-    futures[0].set_exception(ConflictError("made up"))
+    if not early:
+        futures[0].set_exception(ConflictError("made up"))
     settled(system)
+    gates["h"].open()
+    # It is called again alone.
     gates["g"].open()
     gates["again"].wait_until_entered()
     turn(system)
     gates["again"].open()
     wait_for(system, *refs)
     settled(system)
-    assert read(system, refs[0], "result") == 7
+    assert [read(system, ref, "result") for ref in refs] == [None, 7, "g"]
     assert len(futures) == 2
-    assert read(system, refs[0], "_deaths") == 0
+    # Nor was it found by another one, and taken for interrupted.
+    assert [each for each in caplog.records if each.levelname == "ERROR"] == []
     assert check(system.database) == []
 
 

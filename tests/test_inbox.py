@@ -665,6 +665,21 @@ def test_of_two_who_sort_in_at_once_one_fails_and_nothing_is_lost(file_world):
 
 
 @pytest.mark.spec("Q7")
+def test_a_put_does_not_write_the_bundle_of_another_transaction(file_world):
+    first, sorter = file_world.view(), file_world.view()
+    put_in_order(first, 0, 1, 2)
+    first.commit()
+    # One that has not loaded it.
+    second = file_world.view()
+    sorter.sync()
+    put_in_order(second, 3, 4)
+    sorter.queue._sort_in()
+    sorter.commit()
+    second.commit()
+    assert order(second) == list(range(5))
+
+
+@pytest.mark.spec("Q7")
 def test_a_commit_that_fails_leaves_no_bundle_and_its_inbox_is_used_again(view):
     put_in_order(view, 0, 1, 2)
     view.manager.get().join(_FailsLate())
