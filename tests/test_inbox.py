@@ -555,6 +555,7 @@ def test_jobs_of_each_kind_are_put_in_bundles_of_their_own_and_keep_their_order(
     view.queue._sort_in()
     view.commit()
     assert list(view.queue) == made
+    assert view.world.check() == []
 
 
 @pytest.mark.spec("Q7", "Q3", "Q2")
