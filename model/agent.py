@@ -618,7 +618,7 @@ class Agent(Tally, Guarded):
         self._drop(job._p_oid)
         # By the same number it may be claimed once more.
         job._alone = True
-        self.queue._line_up(job, self.record.stripes())
+        self.queue._line_up(job)
 
     def interrupt(self, job: Job) -> None:
         """Take `job` from its worker, which is lost, and see to what is to become of it.

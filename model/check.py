@@ -11,13 +11,14 @@ from perdure.model.agent import Agent
 from perdure.model.errors import PerdureError
 from perdure.model.following import Follow, whole_of
 from perdure.model.given import checked_database
+from perdure.model.inbox import Bundle
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
 from perdure.model.resolving import deadline_of, is_loadable, position_of, stored, unreadable
 from perdure.model.status import Status
-from perdure.model.stripe import Stripe
+from perdure.model.stripe import LineKey, Stripe
 
 __all__ = ["check"]
 
@@ -149,6 +150,7 @@ class _Checker:
                 for position, job in line.items():
                     self._place(job, f"line {key} of stripe {index}")
                     self._check_waiting(job)
+                    self._check_known(key, job)
                     if position[0] != position_of(job)[0]:
                         self._say(f"{job!r} stands at {position} instead of {position_of(job)}")
             self._check_deadlines(index, stripe)
@@ -182,9 +184,29 @@ class _Checker:
                             self._check_waiting(job)
                         else:
                             self._say(f"inbox {key} has {job!r} where a job should be")
+                    for bundle in inbox.bundles(cursor):
+                        self._check_bundle(key, bundle)
                 except PerdureError as error:
                     self._say(f"inbox {key}: {error}")
                     self._countable = False
+
+    def _check_known(self, key: LineKey, job: Job) -> None:
+        """Look whether a job is what a claim takes it for that does not load it."""
+        if not key.group or not is_loadable(job):
+            return
+        if job.callable_name != key.group or job._quota_names:
+            self._say(
+                f"{job!r} stands in a line of jobs that call {key.group} and need no quotas, and "
+                f"needs {job.quota_names}"
+            )
+
+    def _check_bundle(self, key: str, bundle: Bundle) -> None:
+        for job, _, position in bundle.puts():
+            if is_loadable(job) and position != position_of(job):
+                self._say(
+                    f"{job!r} is at {position} in a bundle of inbox {key} instead of "
+                    f"{position_of(job)}"
+                )
 
     def _check_waiting(self, job: Job) -> None:
         if not is_loadable(job):

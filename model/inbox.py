@@ -93,9 +93,14 @@ class Bundle(Persistent):
         """Return the jobs, oldest first; loads none."""
         if self._first is None:
             return []
+        if len(self._more) != 2 * len(self._jobs):
+            raise PerdureError(
+                f"a bundle of an inbox has {len(self._jobs)} jobs and positions for "
+                f"{len(self._more) / 2:g}: the database is damaged"
+            )
         line, (due, stamp) = LineKey(*self._line), self._first
         more = iter(self._more)
-        each = zip(self._jobs, more, more, strict=True)
+        each = zip(self._jobs, more, more, strict=False)
         return [Put(job, line, (due + later, stamp + after)) for job, later, after in each]
 
     def empty(self) -> None:
@@ -128,11 +133,13 @@ class Inbox(Persistent):
         if line is None or not self.is_open:
             job._previous = head
             self.head = job
-        elif isinstance(head, Bundle) and head.takes(line):
-            head.add(job)
         else:
-            self.head = Bundle(head, line)
-            self.head.add(job)
+            # Of an inbox that it was in before: it is to keep nothing alive.
+            if job._previous is not None:
+                job._previous = None
+            if not isinstance(head, Bundle) or not head.takes(line):
+                head = self.head = Bundle(head, line)
+            head.add(job)
         self.entries += 1
         if self.retiring:
             self.retiring = False

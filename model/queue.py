@@ -600,10 +600,14 @@ class Queue(Guarded):
                     bundle.empty()
                 stripe.advance(key, entries)
 
-    def _line_up(self, job: Job, stripes: Sequence[int]) -> None:
-        """Sort in a job that was claimed, and of which nothing was written since."""
-        index = next(iter(stripes), 0)
-        self.stripes[index].insert(self._line_key(job), position_of(job), job)
+    def _line_up(self, job: Job) -> None:
+        """Let a job that was claimed, and of which nothing was written since, wait where it did.
+
+        By way of an inbox, as if it was put: others hear of that.
+        """
+        with self._environment.leases.filling(self, self._environment.stamp(), 1) as inbox:
+            inbox.add(job)
+        self._wake_after_commit()
 
     def _line_to_be(self, job: Job) -> LineKey | None:
         """Return the line for a job that is put now; None where it is to be looked at later."""
@@ -613,7 +617,8 @@ class Queue(Guarded):
     def _line_of_kind(self, job: Job, known: dict[Any, LineKey | None]) -> LineKey | None:
         """Return the line as `_line_to_be` does; `known` are those of jobs with no settings."""
         kind = job._callable
-        if not isinstance(kind, str) or not _NO_SETTINGS.issuperset(job.__dict__):
+        plain = type(job) is Job and isinstance(kind, str)
+        if not plain or not _NO_SETTINGS.issuperset(job.__dict__):
             return self._line_to_be(job)
         if kind not in known:
             known[kind] = self._line_to_be(job)

@@ -573,6 +573,8 @@ class JobRecord(Guarded):
 
     def _begin(self) -> None:
         self._move("begin")
+        # One that was claimed for a group or a batch was not written then.
+        self._claimed_from_queue()
         self._active_start = microseconds(clock_of(self).now())
         if self._parent is not None and self._queue is None:
             # The way to the queue is short then, from its callbacks too.

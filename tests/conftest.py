@@ -11,6 +11,7 @@ pytest_plugins = [
     "support.application",
     "support.coroutines",
     "support.desk",
+    "support.batches",
     "support.groups",
     "support.installed",
     "support.leftovers",

@@ -239,6 +239,17 @@ def test_an_empty_line_is_found(view):
     assert "is empty" in only(view)
 
 
+@pytest.mark.parametrize("change", [{"_callable": "builtins:abs"}, {"_quota_names": ("one",)}])
+def test_a_job_that_is_not_what_its_line_says_is_found(view, change):
+    [job] = sorted_in(view, 1)
+    [name] = change
+    before = getattr(job, name)
+    setattr(job, name, change[name])
+    assert "stands in a line of jobs that call" in only(view)
+    setattr(job, name, before)
+    view.commit()
+
+
 def test_links_of_an_inbox_that_end_too_early_are_found(view):
     one, two = view.put(echo, 1), view.put(echo, 2)
     assert two._previous is one

@@ -15,8 +15,16 @@ from ZEO.Exceptions import ClientDisconnected
 from ZODB.POSException import ConflictError
 
 from perdure.model import Job, environment, get_queue, install
-from perdure.model.inbox import INBOXES_AT_FIRST, ROTATE_AFTER, Inbox, InboxTable, Leases
-from support.callables import echo
+from perdure.model.inbox import (
+    BUNDLED,
+    INBOXES_AT_FIRST,
+    ROTATE_AFTER,
+    Inbox,
+    InboxTable,
+    Leases,
+)
+from perdure.model.stripe import LineKey
+from support.callables import echo, fail, nothing
 from support.world import MINUTE, View
 
 SILENCE = 11 * MINUTE
@@ -490,3 +498,313 @@ def test_a_table_resolves_additions_and_removals_of_both_sides():
     for there, here in [(of("b", closed=True), of()), (of("b"), of("a", closed=True))]:
         with pytest.raises(ConflictError, match="removed"):
             table._p_resolveConflict(of("a"), there, here)
+
+
+# Bundles
+
+
+def put_in_order(view, *numbers):
+    """Put jobs, without a commit."""
+    return [view.queue.put(Job(echo, number)) for number in numbers]
+
+
+def bundles(view):
+    """The numbers of jobs in each bundle that holds some, of all inboxes."""
+    found = []
+    for inbox, cursor in view.queue.unsorted():
+        found += [len(bundle) for bundle in inbox.bundles(cursor)]
+    return sorted(found)
+
+
+def order(view):
+    return [job.args[0] for job in view.queue]
+
+
+@pytest.mark.spec("Q7", "Q3")
+def test_what_one_transaction_puts_is_in_bundles_and_is_sorted_in_without_being_loaded(view):
+    made = put_in_order(view, *range(300))
+    view.commit()
+    assert bundles(view) == [43, BUNDLED, BUNDLED]
+    assert order(view) == list(range(300)) and len(view.queue) == 300
+    newest_first = [each.job.args[0] for each in view.queue.waiting(unsorted_limit=0)]
+    assert newest_first == list(range(299, -1, -1))
+    view.connection.cacheMinimize()
+    view.queue._sort_in()
+    # The first one is not in a bundle.
+    assert [job._p_state for job in made[1:]] == [-1] * 299
+    view.commit()
+    assert bundles(view) == []
+    assert order(view) == list(range(300))
+    assert view.world.check() == []
+
+
+@pytest.mark.spec("Q7", "Q3")
+def test_jobs_of_each_kind_are_put_in_bundles_of_their_own_and_keep_their_order(view):
+    view.queue.quotas.create("one")
+    made = []
+    for number in range(60):
+        kind = (echo, nothing, fail)[number // 3 % 3]
+        made.append(view.queue.put(Job(kind, number)))
+        if number % 7 == 0:
+            limited = Job(kind, number)
+            limited.quota_names = ("one",)
+            made.append(view.queue.put(limited))
+    view.commit()
+    assert list(view.queue) == made
+    assert view.world.check() == []
+    view.queue._sort_in()
+    view.commit()
+    assert list(view.queue) == made
+    assert view.world.check() == []
+
+
+@pytest.mark.spec("Q7", "Q3", "Q2")
+def test_moments_in_the_past_and_in_the_future_hold_in_bundles(world, view):
+    now = world.clock.now()
+    made = {}
+    for number, minutes in enumerate((0, 5, -5, 0, 1, -1, 5, 0)):
+        made[number] = view.queue.put(Job(echo, number), begin_after=now + minutes * MINUTE)
+    view.commit()
+    expected = [0, 2, 3, 5, 7, 4, 1, 6]
+    assert order(view) == expected
+    assert world.check() == []
+    view.queue._sort_in()
+    view.commit()
+    assert order(view) == expected
+    assert world.check() == []
+    agent = view.agent(size=100)
+    claimed = []
+    while (job := view.claim(agent)) is not None:
+        claimed.append(job.args[0])
+    assert claimed == [0, 2, 3, 5, 7]
+
+
+@pytest.mark.spec("Q7", "Q2")
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+@pytest.mark.parametrize("minimized", [False, True])
+def test_a_savepoint_that_is_rolled_back_takes_jobs_out_of_bundles(view, kept, minimized):
+    view.put(echo, 0)
+    put_in_order(view, *range(1, kept + 1))
+    savepoint = view.manager.savepoint()
+    if minimized:
+        view.connection.cacheMinimize()
+    put_in_order(view, 10, 11, 12)
+    savepoint.rollback()
+    put_in_order(view, 20, 21)
+    view.commit()
+    put_in_order(view, 30, 31)
+    view.commit()
+    expected = [0, *range(1, kept + 1), 20, 21, 30, 31]
+    assert order(view) == expected
+    assert view.world.check() == []
+    view.queue._sort_in()
+    view.commit()
+    assert order(view) == expected
+
+
+@pytest.mark.spec("Q7", "Q5")
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_put_and_removed_and_put_again_in_one_transaction(view, place):
+    made = put_in_order(view, 0, 1, 2)
+    view.queue.remove(made[place])
+    put_in_order(view, 3)
+    view.queue.put(made[place])
+    put_in_order(view, 4)
+    expected = [n for n in range(4) if n != place] + [place, 4]
+    assert order(view) == expected
+    view.commit()
+    assert order(view) == expected
+    assert view.world.check() == []
+    view.queue._sort_in()
+    view.commit()
+    assert order(view) == expected
+
+
+@pytest.mark.spec("Q7", "Q3")
+def test_bundles_and_single_jobs_may_alternate(file_world):
+    views = [file_world.view() for _ in range(3)]
+    put = 0
+    for round in range(4):
+        for each in views:
+            number = 1 if (round + len(views)) % 2 else 3
+            each.sync()
+            put_in_order(each, *range(put, put + number))
+            put += number
+            each.commit()
+        if round == 1:
+            views[0].sync()
+            views[0].queue._sort_in()
+            views[0].commit()
+    views[0].sync()
+    assert order(views[0]) == list(range(put))
+    views[0].queue._sort_in()
+    views[0].commit()
+    assert order(views[0]) == list(range(put))
+
+
+@pytest.mark.spec("Q7")
+def test_of_two_who_sort_in_at_once_one_fails_and_nothing_is_lost(file_world):
+    one, two, producer = (file_world.view() for _ in range(3))
+    put_in_order(producer, *range(5))
+    producer.commit()
+    one.sync(), two.sync()
+    # Its transaction began before, and is committed behind them.
+    put_in_order(producer, 5, 6, 7)
+    for each in (one, two):
+        each.queue._sort_in()
+    one.commit()
+    with pytest.raises(ConflictError):
+        two.commit()
+    two.abort()
+    producer.commit()
+    put_in_order(producer, 8, 9)
+    producer.commit()
+    two.sync()
+    two.queue._sort_in()
+    two.commit()
+    assert order(two) == list(range(10))
+
+
+@pytest.mark.spec("Q7")
+def test_a_put_does_not_write_the_bundle_of_another_transaction(file_world):
+    first, sorter = file_world.view(), file_world.view()
+    put_in_order(first, 0, 1, 2)
+    first.commit()
+    # One that has not loaded it.
+    second = file_world.view()
+    sorter.sync()
+    put_in_order(second, 3, 4)
+    sorter.queue._sort_in()
+    sorter.commit()
+    second.commit()
+    assert order(second) == list(range(5))
+
+
+@pytest.mark.spec("Q7")
+def test_a_commit_that_fails_leaves_no_bundle_and_its_inbox_is_used_again(view):
+    put_in_order(view, 0, 1, 2)
+    view.manager.get().join(_FailsLate())
+    with pytest.raises(OSError, match="no vote"):
+        view.manager.commit()
+    view.abort()
+    put_in_order(view, 3, 4, 5)
+    view.commit()
+    assert order(view) == [3, 4, 5]
+    assert len(used(view)) == 1
+
+
+@pytest.mark.spec("Q7")
+def test_an_inbox_whose_last_ones_were_in_a_bundle_is_dropped_once_it_was_silent(world, view):
+    put_in_order(view, 0, 1, 2)
+    view.commit()
+    agent = view.agent(size=9)
+    for _ in range(3):
+        view.claim(agent)
+    for _ in range(2):
+        view.queue.sweep_inboxes()
+        view.commit()
+    assert len(view.queue.inboxes) == 1
+    world.advance(SILENCE)
+    for _ in range(2):
+        view.queue.sweep_inboxes()
+        view.commit()
+    assert len(view.queue.inboxes) == 0
+
+
+@pytest.mark.spec("J10", "J11", "Q5", "J17")
+@pytest.mark.parametrize("change", ["begin_by", "quota_names", "cancel", "remove", "retry"])
+def test_what_is_done_to_a_job_in_a_bundle_holds(view, change):
+    view.queue.quotas.create("one")
+    made = put_in_order(view, 0, 1, 2)
+    view.commit()
+    job = made[1]
+    if change == "begin_by":
+        job.begin_by = MINUTE
+    elif change == "quota_names":
+        job.quota_names = ("one",)
+    elif change == "remove":
+        view.queue.remove(job)
+    else:
+        getattr(job, change)()
+    view.commit()
+    assert view.world.check() == []
+    expected = {"cancel": [0, 2], "remove": [0, 2], "retry": [1, 0, 2]}.get(change, [0, 1, 2])
+    # One that is cancelled is seen to by a job of its own.
+    assert [job.args[0] for job in view.queue if type(job) is Job] == expected
+
+
+@pytest.mark.spec("Q7", "Q5")
+def test_nothing_that_was_put_keeps_what_was_put_before_it_alive(world, view):
+    made = put_in_order(view, 0, 1, 2)
+    view.commit()
+    view.put(echo, 3)
+    put_in_order(view, 4, 5)
+    view.commit()
+    inbox = next(iter(view.queue.unsorted()))[0]
+    all_of_them = inbox.bundles(0)
+    assert [len(bundle) for bundle in all_of_them] == [1, 2]
+    view.queue._sort_in()
+    view.commit()
+    assert [(len(each), each.previous, each.puts()) for each in all_of_them] == [(0, None, [])] * 2
+    agent = view.agent(size=9)
+    for _ in range(6):
+        view.claim(agent)
+    assert [job._previous for job in [*made, *agent]] == [None] * 9
+
+
+@pytest.mark.spec("Q7")
+def test_a_job_that_comes_back_into_a_bundle_keeps_nothing_alive(view):
+    view.put(echo, 0)
+    job = view.put(echo, 1)
+    assert job._previous is not None
+    agent = view.agent(size=9)
+    view.queue._sort_in()
+    agent.claim_jobs(lambda name: True, frozenset(), is_instant=lambda name: True)
+    view.commit()
+    job._begin()
+    view.commit()
+    assert job._previous is None
+
+
+@pytest.mark.spec("Q7")
+def test_what_was_put_before_there_were_bundles_is_claimed_with_the_rest(view, monkeypatch):
+    with monkeypatch.context() as former:
+        former.setattr(Inbox, "is_open", False)
+        put_in_order(view, 0, 1, 2)
+        view.commit()
+    assert bundles(view) == []
+    put_in_order(view, 3, 4)
+    view.commit()
+    # A line as it was stored before there were batches.
+    assert LineKey(*tuple(LineKey(group="a:b"))[:-1]) == LineKey(group="a:b")
+    assert order(view) == list(range(5))
+    agent = view.agent(size=9)
+    assert [view.claim(agent).args[0] for _ in range(5)] == list(range(5))
+
+
+@pytest.mark.spec("Q7")
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda bundle: bundle._jobs.pop(), "has 1 jobs and positions for 2"),
+        (lambda bundle: bundle._more.pop(), "has 2 jobs and positions for 1.5"),
+        (lambda bundle: bundle._more.__setitem__(-1, 77), "in a bundle of inbox"),
+        (lambda bundle: bundle.empty(), "end 3 jobs too early"),
+    ],
+)
+def test_a_damaged_bundle_is_told(file_world, damage, text):
+    view = file_world.view()
+    put_in_order(view, 0, 1, 2)
+    view.commit()
+    [bundle] = next(iter(view.queue.unsorted()))[0].bundles(0)
+    before = bundle.__getstate__()
+    before = {key: list(v) if isinstance(v, list) else v for key, v in before.items()}
+    damage(bundle)
+    bundle._p_changed = True
+    view.commit()
+    found = file_world.check()
+    bundle.__setstate__(before)
+    bundle._p_changed = True
+    view.commit()
+    assert any(text in each for each in found), found
+    assert file_world.check() == []

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import transaction
+from ZODB.POSException import POSKeyError
+from ZODB.utils import get_pickle_metadata, load_current
 
 from perdure.model import (
     BadStatusError,
@@ -18,9 +20,10 @@ from perdure.model import (
     UnknownSettingError,
     check,
     get_queue,
+    pack,
 )
 from support import jobs
-from support.desk import Desk
+from support.desk import Desk, deed
 from support.systems import LIMIT, Systems
 
 MANY = 300
@@ -59,6 +62,69 @@ def test_what_is_put_afterwards_comes_behind(desk: Desk) -> None:
     transaction.commit()
     assert list(desk.queue) == [first, *made, last]
     assert len(desk.queue) == MANY + 2
+
+
+@pytest.mark.spec("Q2", "Q3")
+def test_many_of_several_kinds_keep_their_order_before_and_after_they_are_sorted_in(
+    desk: Desk,
+) -> None:
+    kinds = [operator.not_, operator.neg, jobs.note, OwnJob(operator.not_), operator.not_]
+    given = [type(each)(operator.not_) if isinstance(each, Job) else each for each in kinds * MANY]
+    made = desk.queue.put_many(given)
+    transaction.commit()
+    assert list(desk.queue) == made and len(desk.queue) == len(made)
+    assert check(desk.database) == []
+    desk.queue._sort_in()
+    transaction.commit()
+    assert list(desk.queue) == made and check(desk.database) == []
+
+
+class OwnJob(Job):
+    """A job of an application's class, which may be run in no group and no batch."""
+
+
+@pytest.mark.spec("D18", "J32")
+def test_one_of_a_class_of_its_own_is_in_no_line_of_others(desk: Desk) -> None:
+    made = desk.queue.put_many([operator.not_, operator.not_, OwnJob(operator.not_)])
+    transaction.commit()
+    desk.queue._sort_in()
+    lines = {
+        job: key.batch for stripe in desk.queue.stripes for key, line in stripe.lines()
+        for job in line.values()
+    }  # fmt: skip
+    assert [lines[job] for job in made] == [True, True, False]
+    transaction.abort()
+
+
+@pytest.mark.spec("Q7")
+def test_a_pack_drops_what_is_done_and_all_bundles_but_the_last(desk: Desk) -> None:
+    desk.queue.keep_completed = timedelta(0)
+    made = desk.queue.put_many(deed(lambda: None) for _ in range(MANY))
+    transaction.commit()
+    oids = [job._p_oid for job in made]
+    assert desk.work() == MANY
+    desk.clock.advance(timedelta(days=1))
+    report = pack(desk.database, timedelta(0))
+    assert report is not None
+    desk.connection.cacheMinimize()
+    transaction.begin()
+    left = [oid for oid in oids if is_stored(desk, oid)]
+    bundles = [
+        record
+        for transaction_ in desk.database.storage.iterator()
+        for record in transaction_
+        if record.data and get_pickle_metadata(record.data)[1] == "Bundle"
+    ]
+    # What an inbox has at its head is kept until it is dropped.
+    assert len(left) <= 1 and len(bundles) <= 1
+
+
+def is_stored(desk: Desk, oid: bytes) -> bool:
+    try:
+        load_current(desk.database.storage, oid)
+    except POSKeyError:
+        return False
+    return True
 
 
 @pytest.mark.spec("J10", "J11")

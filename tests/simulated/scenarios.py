@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 from perdure.model import (
+    BadStatusError,
     Job,
     NeverRetry,
     RetryCommonForever,
@@ -643,6 +645,97 @@ def a_group_buried_alive(process: Process) -> None:
     process.world.advance(MINUTE)
 
 
+# Batches. As with groups: each callable is known to be over at once, once it was called.
+
+
+def put_batch(process: Process, *jobs: Job) -> list[Any]:
+    """Put jobs that are run in a batch, after some that are run before, so that they are known."""
+    known = {job.callable_name: job for job in jobs}
+    for name, job in known.items():
+        put(process, Job(job.callable, f"first {name}", *job.args[1:]))
+    process.world.run_until_idle()
+    return put(process, *jobs)
+
+
+def a_batch(process: Process) -> None:
+    put_batch(process, *(Job(effect, name) for name in "abcd"))
+    process.world.run_until_idle()
+    with process.transaction() as connection:
+        many = get_queue(connection, "").put_many(Job(effect, name) for name in "efg")
+        refs = [job.ref for job in many]
+    process.world.acknowledged += refs
+
+
+def a_batch_with_one_that_raises(process: Process) -> None:
+    put(process, Job(effect_and_error, "known", 0), Job(effect, "known too"))
+    process.world.run_until_idle()
+    hopeless = Job(effect_and_error, "hopeless", 99)
+    hopeless.add_callback(Job(effect, "b"))
+    put(process, Job(effect, "a"), hopeless, Job(effect, "c"), Job(effect, "d"))
+
+
+def a_batch_with_conflicts(process: Process) -> None:
+    put(process, Job(effect_and_conflict, "known", 0), Job(count, "known too"))
+    process.world.run_until_idle()
+    jobs = [Job(count, "a"), Job(effect_and_conflict, "b", 2), Job(count, "c"), Job(count, "d")]
+    put(process, *jobs)
+
+
+def a_batch_with_all_that_waits(process: Process) -> None:
+    put_batch(process, Job(effect_and_job, "a", "b"), Job(effect_and_further, "c", "d"))
+    process.world.run_until_idle()
+    put(process, Job(future_of, "known"))
+    process.world.run_until_idle()
+    jobs = [Job(effect, "e"), Job(future_of, "f"), Job(effect, "g"), Job(effect_and_job, "h", "i")]
+    jobs[0].add_callback(Job(effect, "j"))
+    jobs[2].add_callback(Job(effect_later, "k", 1.0))
+    put(process, *jobs, Job(effect, "l"))
+
+
+def a_batch_that_is_cancelled(process: Process) -> None:
+    refs = put_batch(process, *(Job(effect, name) for name in ("a", "cancelled", "b")))
+    process.world.step(4)
+    _cancel(process, refs[1])
+    process.world.run_until_idle()
+    refs = put(process, *(Job(effect, name) for name in ("c", "cancelled too", "d")))
+    process.world.step(6)
+    _cancel(process, refs[1])
+
+
+def _cancel(process: Process, ref: Any) -> None:
+    with process.transaction() as connection, contextlib.suppress(BadStatusError):
+        find_job(connection, ref).cancel()
+
+
+def a_batch_that_is_stopped(process: Process) -> None:
+    put_batch(process, *(Job(effect, name) for name in "abc"))
+    process.world.step(5)
+    process.stop(drain=timedelta(0))
+    process.start()
+    put_batch(process, Job(effect, "d"), Job(effect, "e"), Job(effect, "f"))
+    process.world.step(6)
+    process.stop(drain=SECOND)
+    process.start()
+
+
+def a_batch_that_a_sibling_buries(process: Process) -> None:
+    jobs = [Job(effect, name) for name in "abcd"]
+    jobs[1].add_callback(Job(effect_later, "e", 2.0))
+    put_batch(process, *jobs)
+    put(process, Job(effect, "f"), Job(effect_later, "g", 3.0))
+    process.world.advance(SECOND)
+
+
+def a_batch_buried_alive(process: Process) -> None:
+    put_batch(process, *(Job(effect, name) for name in "abc"))
+    process.world.step(6)
+    process.suspend()
+    process.world.advance(3 * MINUTE)
+    process.resume()
+    put(process, Job(effect, "d"), Job(effect, "e"))
+    process.world.advance(MINUTE)
+
+
 POLLING: dict[str, Any] = {}
 TOGETHER = {**ALONE, "queues": {"": 1}}
 """With one place only, all that may be run in a group are in the same one."""
@@ -750,4 +843,24 @@ SCENARIOS = (
         settings={"queues": {"": 1}},
     ),
     Scenario(a_group_buried_alive, others=a_sibling_elsewhere, settings={"queues": {"": 1}}),
+    Scenario(a_batch, settings=TOGETHER),
+    Scenario(
+        a_batch_with_one_that_raises,
+        counts_errors=True,
+        must_fail=("hopeless",),
+        settings=TOGETHER,
+    ),
+    Scenario(a_batch_with_conflicts, counts_errors=True, settings=TOGETHER),
+    Scenario(a_batch_with_all_that_waits, settings=TOGETHER),
+    Scenario(
+        a_batch_that_is_cancelled, may_fail=("cancelled", "cancelled too"), settings=TOGETHER
+    ),
+    Scenario(a_batch_that_is_stopped, settings=TOGETHER),
+    Scenario(
+        a_batch_that_a_sibling_buries,
+        others=a_sibling,
+        restarts=False,
+        settings={"queues": {"": 1}},
+    ),
+    Scenario(a_batch_buried_alive, others=a_sibling_elsewhere, settings={"queues": {"": 1}}),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from BTrees.OOBTree import OOBTree
 from ZODB.POSException import ConflictError
 
 from perdure.model import (
+    BadStatusError,
     CallbackProxy,
     GiveUp,
     Interrupted,
@@ -185,6 +187,13 @@ def effect_and_further(name: str, further: str) -> str:
     return name
 
 
+def effect_and_cancel(name: str, ref: str) -> str:
+    """Cancel another job, if it has not begun."""
+    with contextlib.suppress(BadStatusError):
+        find_job(local.get_job()._p_jar, ref).cancel()
+    return effect(name)
+
+
 def effect_and_callback(name: str, ref: str, callback: str) -> str:
     """Add a callback to another job, whatever that is at."""
     find_job(local.get_job()._p_jar, ref).add_callback(Job(effect, callback))
@@ -234,8 +243,8 @@ EFFECTS = frozenset(
         "effect", "effect_later", "count",
         "audited_effect", "audited_effect_later", "effect_and_error",
         "effect_and_conflict", "effect_and_bad_commit", "effect_and_job",
-        "effect_and_callback", "effect_and_slow_callback", "effect_and_further", "effect_of_parts",
-        "effect_of_parts_later", "vanishing",
+        "effect_and_callback", "effect_and_cancel", "effect_and_slow_callback",
+        "effect_and_further", "effect_of_parts", "effect_of_parts_later", "vanishing",
     )
 )  # fmt: skip
 
