@@ -551,17 +551,13 @@ def test_an_agents_actor_that_falls_while_a_batch_is_run_loses_nothing(
 # Operating.
 
 
-@pytest.mark.spec("D18")
-@pytest.mark.parametrize("operate", ["pause", "resize"])
-def test_what_was_claimed_is_run_although_its_queue_is_paused_or_its_agent_gets_smaller(
-    operate: str, systems: Systems
-) -> None:
+@pytest.mark.spec("D18", "D7")
+def test_what_was_claimed_is_run_although_its_agent_gets_smaller(systems: Systems) -> None:
     system = start(systems, size=3)
     refs = put(system, Job(jobs.note_and_gate, "g"), *(Job(jobs.note, n) for n in range(3)))
     gates["g"].wait_until_entered()
     with system.transaction() as connection:
-        queue = get_queue(connection)
-        queue.pause() if operate == "pause" else queue.resize(0)
+        get_queue(connection).resize(0)
     within(lambda: system.ask(PollNow()))
     late = put(system, Job(jobs.note, 9))
     gates["g"].open()
@@ -569,3 +565,26 @@ def test_what_was_claimed_is_run_although_its_queue_is_paused_or_its_agent_gets_
     settled(system)
     assert calls == ["g", (0,), (1,), (2,)]
     assert statuses(system, late) == ["PENDING"]
+
+
+@pytest.mark.spec("D18", "Q4")
+def test_of_a_batch_no_more_begin_once_a_worker_sees_that_its_queue_is_paused(
+    systems: Systems,
+) -> None:
+    system = start(systems, size=3)
+    refs = put(system, Job(jobs.note_and_gate, "g"), *(Job(jobs.note, n) for n in range(3)))
+    gates["g"].wait_until_entered()
+    with system.transaction() as connection:
+        get_queue(connection).pause()
+    gates["g"].open()
+    # The first one cannot have seen it, and has let the next one begin.
+    wait_for(system, *refs[:2])
+    settled(system)
+    within(lambda: system.ask(PollNow()))
+    assert statuses(system, refs[2:]) == ["PENDING", "PENDING"]
+    assert check(system.database) == []
+    with system.transaction() as connection:
+        get_queue(connection).resume()
+    wait_for(system, *refs)
+    assert calls[:2] == ["g", (0,)]
+    assert sorted(calls[2:]) == [(1,), (2,)]
