@@ -109,8 +109,8 @@ class AgentActor(Actor):
         self._light: deque[Claimed] = deque()
         self._grouped: deque[Claimed] = deque()
         self._batched: deque[Claimed] = deque()
-        self._at_batch: dict[str, int | None] = {}
-        """The workers at batches, and how many jobs each had left when it was looked at last."""
+        self._at_batch: dict[str, tuple[int, int | None]] = {}
+        """The workers at batches: the key, and how many jobs were left at the last look."""
         self._unbegun: list[Claimed] = []
         self._lasting: list[Claimed] = []
         self._seen_waiting: Claimed | None = None
@@ -290,9 +290,9 @@ class AgentActor(Actor):
         if name:
             number = min(BATCHED, len(self._batched))
             claims = tuple(self._batched.popleft() for _ in range(number))
-            self._context.batches.begin(name, claims)
-            self._at_batch[name] = None
-            self._give(name, claims, RunBatch(self._agent_oid), self._give_batch)
+            key = self._context.batches.make(claims)
+            self._at_batch[name] = key, None
+            self._give(name, claims, RunBatch(self._agent_oid, key), self._give_batch)
         return bool(name)
 
     def _give_waiting(self, most: int) -> bool:
@@ -373,12 +373,12 @@ class AgentActor(Actor):
     def _look_at_batches(self, message: _LookAtBatches) -> None:
         self._look_timer = None
         batches = self._context.batches
-        for name, before in tuple(self._at_batch.items()):
-            left = batches.left(name)
+        for name, (key, before) in tuple(self._at_batch.items()):
+            left = batches.left(key)
             if left != before or left == len(self._busy[name]):
-                self._at_batch[name] = left
+                self._at_batch[name] = key, left
                 continue
-            rest = batches.take_rest(name)
+            rest = batches.take_rest(key)
             given = self._busy[name]
             self._busy[name] = tuple(claim for claim in given if claim not in rest)
             del self._at_batch[name]
@@ -464,7 +464,6 @@ class AgentActor(Actor):
         others = [other for other in self._busy.pop(message.worker) if other not in ran]
         self._busy_with_light.discard(message.worker)
         self._at_batch.pop(message.worker, None)
-        self._context.batches.take_rest(message.worker)
         for each in message.ran:
             self._take_in(each)
         self._deal_with([claim])

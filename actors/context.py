@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import uuid as uuids
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -121,39 +122,51 @@ class Board:
 
 
 class Batches:
-    """Which jobs of its batch each worker has still to run: until it takes one, or loses them.
+    """Which jobs of each batch are still to be run: until its worker takes one, or loses them.
 
-    Safe to use from any thread.
+    Each has a key of its own: a worker may be at one for an agent that is gone, while another
+    worker has its name. Safe to use from any thread.
     """
 
     def __init__(self) -> None:
-        self._left: dict[str, deque[Claimed]] = {}
+        self._keys = itertools.count(1)
+        self._left: dict[Hashable, deque[Claimed]] = {}
 
-    def begin(self, worker: str, claims: Iterable[Claimed]) -> None:
-        """Let these be what a worker has to run, in that order."""
-        self._left[worker] = deque(claims)
+    def make(self, claims: Iterable[Claimed]) -> int:
+        """Make a batch of these, in that order, and return its key."""
+        key = next(self._keys)
+        self.begin(key, claims)
+        return key
 
-    def take(self, worker: str) -> Claimed | None:
+    def begin(self, key: Hashable, claims: Iterable[Claimed]) -> None:
+        """Let these be what is to be run under a key, in that order."""
+        self._left[key] = deque(claims)
+
+    def end(self, key: Hashable) -> None:
+        """Forget a batch."""
+        self._left.pop(key, None)
+
+    def take(self, key: Hashable) -> Claimed | None:
         """Take the next one, which is the caller's then; None: there is none left."""
-        left = self._left.get(worker)
+        left = self._left.get(key)
         try:
             return left.popleft() if left else None
         # Somebody else was faster.
         except IndexError:
             return None
 
-    def put_back(self, worker: str, claim: Claimed) -> None:
+    def put_back(self, key: Hashable, claim: Claimed) -> None:
         """Let one that was taken be the next again."""
-        self._left.setdefault(worker, deque()).appendleft(claim)
+        self._left.setdefault(key, deque()).appendleft(claim)
 
-    def left(self, worker: str) -> int:
-        """Return how many a worker has still to run."""
-        return len(self._left.get(worker, ()))
+    def left(self, key: Hashable) -> int:
+        """Return how many are still to be run."""
+        return len(self._left.get(key, ()))
 
-    def take_rest(self, worker: str) -> tuple[Claimed, ...]:
-        """Take all that a worker has not taken."""
+    def take_rest(self, key: Hashable) -> tuple[Claimed, ...]:
+        """Take all that the worker has not taken."""
         rest = []
-        while (claim := self.take(worker)) is not None:
+        while (claim := self.take(key)) is not None:
             rest.append(claim)
         return tuple(rest)
 

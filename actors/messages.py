@@ -263,10 +263,11 @@ class RunGroup:
 class RunBatch:
     """Run these now, one after the other, each as if it were alone.
 
-    Which of them are still to be run is known to the context's `Batches`.
+    Which of them are still to be run is known to the context's `Batches`, under that key.
     """
 
     agent_oid: bytes
+    key: int
 
 
 class Outcome(enum.Enum):

@@ -7,7 +7,7 @@ import datetime
 import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from datetime import timedelta
 from typing import Any
 
@@ -125,7 +125,7 @@ class WorkerActor(Actor):
     @handles(RunBatch)
     def _run_batch(self, message: RunBatch) -> None:
         ran: list[JobRan] = []
-        self._batch = _Batch(self._context, self.name, message.agent_oid)
+        self._batch = _Batch(self._context, message.key, message.agent_oid)
         # All the time: the next one may have begun with the end of the one before.
         self._context.activity.begin()
         try:
@@ -142,6 +142,7 @@ class WorkerActor(Actor):
                     ran.clear()
         finally:
             self._batch = None
+            self._context.batches.end(message.key)
             self._context.activity.end()
         self._tell_agent(BatchRan(self.name, tuple(ran)))
 
@@ -430,9 +431,9 @@ class WorkerActor(Actor):
 class _Batch:
     """What a worker has still to run after the job that it is at; see `Following`."""
 
-    def __init__(self, context: Context, worker: str, agent_oid: bytes) -> None:
+    def __init__(self, context: Context, key: Hashable, agent_oid: bytes) -> None:
         self._context = context
-        self._worker = worker
+        self._key = key
         self._agent_oid = agent_oid
         self._next: Claimed | None = None
         self.begun: Claimed | None = None
@@ -442,13 +443,13 @@ class _Batch:
     def take(self) -> Claimed | None:
         """Take the next one; None: there is none left."""
         claim, self._next = self._next, None
-        return claim or self._context.batches.take(self._worker)
+        return claim or self._context.batches.take(self._key)
 
     def begin(self) -> None:
         """Say in this transaction of the next one that it may have begun."""
         if self._context.stop.is_set():
             return
-        claim = self._next = self._context.batches.take(self._worker)
+        claim = self._next = self._context.batches.take(self._key)
         if claim is None:
             return
         try:
@@ -467,7 +468,7 @@ class _Batch:
     def undo(self) -> None:
         """Let that one be the next again, which nobody may have begun."""
         if self._next is not None:
-            self._context.batches.put_back(self._worker, self._next)
+            self._context.batches.put_back(self._key, self._next)
             self._next = self.begun = None
 
 

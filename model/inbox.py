@@ -11,6 +11,7 @@ names them all, with what sorting them in has to know, so that it loads none of 
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -58,16 +59,18 @@ class Put(NamedTuple):
 
 
 class Bundle(Persistent):
-    """Jobs of one line that one transaction has put, one after the other.
+    """Jobs that one transaction has put, one after the other, with their lines.
 
     Written once by their producer, and once by the dispatcher that sorts them in, which empties
     it: what was put before is kept by nobody then.
     """
 
-    def __init__(self, previous: Job | Bundle | None, line: LineKey) -> None:
+    def __init__(self, previous: Job | Bundle | None) -> None:
         self.previous = previous
-        self._line: tuple[Any, ...] = tuple(line)
+        self._lines: list[tuple[Any, ...]] = []
         self._jobs: list[Job] = []
+        # Which of the lines each is for; nothing, where there is one.
+        self._kinds: list[int] = []
         # The first position, and for each job by how much its own is more: numbers that are small.
         self._first: Position | None = None
         self._more: list[int] = []
@@ -76,12 +79,19 @@ class Bundle(Persistent):
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def takes(self, line: LineKey) -> bool:
-        """Tell whether a job of that line may still be added."""
-        return self._line == line and len(self._jobs) < BUNDLED
+    def has_room(self) -> bool:
+        """Tell whether a job may still be added."""
+        return len(self._jobs) < BUNDLED
 
-    def add(self, job: Job) -> None:
+    def add(self, job: Job, line: LineKey) -> None:
         """Add one that is put now."""
+        if line not in self._lines:
+            self._lines.append(tuple(line))
+        kind = self._lines.index(line)
+        if kind and not self._kinds:
+            self._kinds = [0] * len(self._jobs)
+        if kind or self._kinds:
+            self._kinds.append(kind)
         due, self._stamp = position_of(job)
         if self._first is None:
             self._first = due, self._stamp
@@ -93,20 +103,23 @@ class Bundle(Persistent):
         """Return the jobs, oldest first; loads none."""
         if self._first is None:
             return []
-        if len(self._more) != 2 * len(self._jobs):
+        number = len(self._jobs)
+        if len(self._more) != 2 * number or len(self._kinds) not in (0, number):
             raise PerdureError(
-                f"a bundle of an inbox has {len(self._jobs)} jobs and positions for "
-                f"{len(self._more) / 2:g}: the database is damaged"
+                f"a bundle of an inbox has {number} jobs, positions for {len(self._more) / 2:g} "
+                f"and lines for {len(self._kinds) or number}: the database is damaged"
             )
-        line, (due, stamp) = LineKey(*self._line), self._first
+        lines, (due, stamp) = [LineKey(*line) for line in self._lines], self._first
         more = iter(self._more)
-        each = zip(self._jobs, more, more, strict=False)
-        return [Put(job, line, (due + later, stamp + after)) for job, later, after in each]
+        each = zip(self._jobs, self._kinds or itertools.repeat(0), more, more, strict=False)
+        return [
+            Put(job, lines[kind], (due + later, stamp + after)) for job, kind, later, after in each
+        ]
 
     def empty(self) -> None:
         """Let go of the jobs, which were sorted in, and of what was put before."""
         self.previous = None
-        self._jobs, self._more = [], []
+        self._jobs, self._kinds, self._more = [], [], []
 
 
 class Inbox(Persistent):
@@ -137,9 +150,9 @@ class Inbox(Persistent):
             # Of an inbox that it was in before: it is to keep nothing alive.
             if job._previous is not None:
                 job._previous = None
-            if not isinstance(head, Bundle) or not head.takes(line):
-                head = self.head = Bundle(head, line)
-            head.add(job)
+            if not isinstance(head, Bundle) or not head.has_room():
+                head = self.head = Bundle(head)
+            head.add(job, line)
         self.entries += 1
         if self.retiring:
             self.retiring = False

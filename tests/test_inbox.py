@@ -539,7 +539,7 @@ def test_what_one_transaction_puts_is_in_bundles_and_is_sorted_in_without_being_
 
 
 @pytest.mark.spec("Q7", "Q3")
-def test_jobs_of_each_kind_are_put_in_bundles_of_their_own_and_keep_their_order(view):
+def test_jobs_of_several_kinds_are_put_in_one_bundle_and_keep_their_lines_and_order(view):
     view.queue.quotas.create("one")
     made = []
     for number in range(60):
@@ -550,6 +550,9 @@ def test_jobs_of_each_kind_are_put_in_bundles_of_their_own_and_keep_their_order(
             limited.quota_names = ("one",)
             made.append(view.queue.put(limited))
     view.commit()
+    [inbox] = [inbox for inbox, _ in view.queue.unsorted()]
+    # After each that is linked, since it needs a quota, there is another one.
+    assert len(inbox.bundles(0)) == 9
     assert list(view.queue) == made
     assert view.world.check() == []
     view.queue._sort_in()
@@ -786,8 +789,9 @@ def test_what_was_put_before_there_were_bundles_is_claimed_with_the_rest(view, m
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        (lambda bundle: bundle._jobs.pop(), "has 1 jobs and positions for 2"),
-        (lambda bundle: bundle._more.pop(), "has 2 jobs and positions for 1.5"),
+        (lambda bundle: bundle._jobs.pop(), "has 1 jobs, positions for 2 and lines for 1"),
+        (lambda bundle: bundle._kinds.append(0), "has 2 jobs, positions for 2 and lines for 1"),
+        (lambda bundle: bundle._more.pop(), "has 2 jobs, positions for 1.5 and lines for 2"),
         (lambda bundle: bundle._more.__setitem__(-1, 77), "in a bundle of inbox"),
         (lambda bundle: bundle.empty(), "end 3 jobs too early"),
     ],
