@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -15,7 +16,7 @@ from perdure.testing.outliving import ApplicationWatch, Mark, can_watch, mark_of
 from perdure.testing.process import Process
 from perdure.testing.progress import shown
 from perdure.testing.scheduler import nothing_logged
-from perdure.testing.storage import Call, Fault
+from perdure.testing.storage import Call, Fault, checked_kinds
 from perdure.testing.world import REST_LIMIT, World
 
 __all__ = ["BreakReport", "BrokenError", "break_everywhere", "crash_everywhere"]
@@ -25,11 +26,19 @@ Check = Callable[[Process], object]
 Others = Callable[[World], object]
 
 
-def _nothing(process: Process) -> None:
+def nothing(process: Process) -> None:
     """Take the place of a check, or a setup, that was not given."""
 
 
-def _name(function: object) -> str:
+def _nobody(world: World) -> None:
+    """Take the place of others that were not given."""
+
+
+def calm() -> None:
+    """Take the place of a chooser that was not given."""
+
+
+def name_of(function: object) -> str:
     return getattr(function, "__name__", repr(function))
 
 
@@ -61,10 +70,10 @@ class BreakReport:
 
 def crash_everywhere(
     scenario: Scenario,
-    check: Check = _nothing,
+    check: Check = nothing,
     *,
-    setup: Scenario = _nothing,
-    others: Others = lambda world: None,
+    setup: Scenario = nothing,
+    others: Others = _nobody,
     restarts: bool = True,
     recoveries: int = 1,
     kinds: Collection[str] | None = None,
@@ -119,18 +128,18 @@ def crash_everywhere(
 
 def break_everywhere(
     scenario: Scenario,
-    check: Check = _nothing,
+    check: Check = nothing,
     faults: Sequence[Fault] = CRASHES,
     *,
-    setup: Scenario = _nothing,
-    others: Others = lambda world: None,
+    setup: Scenario = nothing,
+    others: Others = _nobody,
     restarts: bool = True,
     recoveries: int = 1,
     kinds: Collection[str] | None = None,
     every_point: bool = False,
     at: str = "",
     in_turn: bool = False,
-    chooser: Callable[[], Chooser | None] = lambda: None,
+    chooser: Callable[[], Chooser | None] = calm,
     rest_limit: timedelta = REST_LIMIT,
     **settings: Any,
 ) -> BreakReport:
@@ -147,8 +156,19 @@ def break_everywhere(
     __tracebackhide__ = True
     if recoveries not in (1, 2):
         raise SimulationError(f"recoveries must be 1 or 2, not {recoveries!r}")
+    if kinds is not None:
+        checked_kinds("kinds", kinds)
+    faults = _checked_faults(faults)
     runner = Runner(
-        scenario, check, setup, chooser, rest_limit, settings, others=others, restarts=restarts
+        scenario,
+        check,
+        setup,
+        chooser,
+        rest_limit,
+        settings,
+        others=others,
+        restarts=restarts,
+        faults=faults,
     )
     plan = _Plan(faults, kinds, in_turn, every_point or not can_watch())
     if at:
@@ -158,9 +178,18 @@ def break_everywhere(
         return _break_everywhere(runner, plan, recoveries)
 
 
+def _checked_faults(faults: Sequence[Fault]) -> Sequence[Fault]:
+    if isinstance(faults, list | tuple) and faults:
+        if all(isinstance(each, Fault) for each in faults):
+            return faults
+    raise SimulationError(f"faults must be a list or tuple of one or more, not {faults!r}")
+
+
 def _break_everywhere(runner: Runner, plan: _Plan, recoveries: int) -> BreakReport:
     __tracebackhide__ = True
-    calls = plan.calls_of(runner.run((), marking=plan.merges))
+    every_call = runner.run((), marking=plan.merges)
+    runner.expected = every_call
+    calls = plan.calls_of(every_call)
     runs, points = 1, plan.points(calls, runner.of_scenario)
     strikes = plan.strikes(0, calls, runner.marks, runner.of_scenario)
     for strike in shown("runs with a fault", strikes):
@@ -231,12 +260,6 @@ class _Plan:
         return strikes
 
 
-def names_of(scenario: Scenario, check: Check, setup: Scenario = _nothing) -> str:
-    """Return how a call names its scenario, its check, and its set-up if it has one."""
-    names = f"{_name(scenario)}, {_name(check)}"
-    return names if setup is _nothing else f"{names}, setup={_name(setup)}"
-
-
 @dataclass(frozen=True, slots=True)
 class Strike:
     """One fault: in which life of the process, counted from 0, at which call, which one."""
@@ -252,6 +275,8 @@ class Strike:
 
 def _parse(text: str, faults: Sequence[Fault]) -> tuple[Strike, ...]:
     try:
+        if re.search(r"[^\d: ]", text):
+            raise ValueError(text)
         pairs = [tuple(map(int, part.split(":"))) for part in text.split()]
         return tuple(
             Strike(life, number, index, faults[index])
@@ -273,8 +298,9 @@ class Runner:
     chooser: Callable[[], Chooser | None]
     rest_limit: timedelta
     settings: dict[str, Any]
-    others: Others = lambda world: None
+    others: Others = _nobody
     restarts: bool = True
+    faults: Sequence[Fault] = CRASHES
     struck: list[str] = field(default_factory=list)
     until: int | None = None
     """How many events there were when the last fault struck."""
@@ -283,7 +309,10 @@ class Runner:
     of_scenario: set[int] = field(default_factory=set)
     """The calls that the scenario made itself, by number."""
     watch: ApplicationWatch | None = None
-    function = "crash_everywhere"
+    first: list[Call] = field(default_factory=list)
+    """The calls of the process's first life in the last run."""
+    expected: list[Call] | None = None
+    """What those were without a fault, once that is known."""
 
     def run(self, strikes: tuple[Strike, ...], marking: bool = False) -> list[Call]:
         """Run it, and return the calls of the last life of the process.
@@ -294,7 +323,22 @@ class Runner:
         self.struck, self.until = [], None
         self.watch = ApplicationWatch() if marking else None
         with self.watch.watching() if self.watch else contextlib.nullcontext():
-            return self._run_in_a_world(strikes)
+            calls = self._run_in_a_world(strikes)
+        self._compare(strikes)
+        return calls
+
+    def _compare(self, strikes: tuple[Strike, ...]) -> None:
+        """Raise `SimulationError` where a run that has shown no harm was not what was meant."""
+        same = "; what a scenario does has to be the same each time"
+        for known, made in zip(self.expected or (), self.first, strict=False):
+            if strikes and made.number <= strikes[0].number and made != known:
+                raise SimulationError(f"{known} was another one in a later run, {made}{same}")
+        if len(self.struck) < len(strikes):
+            strike = strikes[len(self.struck)]
+            raise SimulationError(
+                f"{strike.fault!r} did not strike, as the process made no call {strike.number} "
+                f"that it could{same}"
+            )
 
     def _run_in_a_world(self, strikes: tuple[Strike, ...]) -> list[Call]:
         __tracebackhide__ = True
@@ -321,12 +365,15 @@ class Runner:
         if not (self.restarts or any(other.is_running for other in world.processes)):
             raise SimulationError("with restarts=False, others has to start a process that stays")
         process = world.process("process", start=False, **self.settings)
-        calls = self._live(world, process, strikes, 0)
+        calls = self.first = self._live(world, process, strikes, 0)
         life = 0
         while not process.is_running and self.restarts:
             life += 1
             if life > len(strikes):
-                raise SimulationError(f"{process!r} has ended without a fault")
+                raise SimulationError(
+                    f"{process!r} has ended without a fault: a scenario that stops it has to "
+                    "start it again"
+                )
             self.crashed(world)
             calls = self._live(world, process, strikes, life)
         process.on_call = process.on_called = lambda call: None
@@ -342,6 +389,7 @@ class Runner:
     ) -> list[Call]:
         """Start the process, and let it do what there is to do, unless it crashes."""
         calls = self._arm(world, process, strikes, life)
+        struck = len(self.struck)
         try:
             process.start()
             if life == 0:
@@ -352,7 +400,7 @@ class Runner:
             pass
         # What else it says of a process that has crashed meanwhile is no finding.
         except Exception:
-            if process.is_running:
+            if process.is_running or len(self.struck) == struck:
                 raise
         return calls
 
@@ -398,11 +446,44 @@ class Runner:
         self.check(process)
 
     def _text(self, world: World, strikes: tuple[Strike, ...], error: Exception) -> str:
-        names = names_of(self.scenario, self.check, self.setup)
         where = "; then ".join(self.struck) or "nothing: the run was another one this time"
-        at = " ".join(map(str, strikes))
         return (
             f"broken by {where}\n{type(error).__name__}: {error}\n"
             f"what happened until then:\n{world.scheduler.story(until=self.until)}\n"
-            f"to repeat it: {self.function}({names}, at={at!r})"
+            f"to repeat it: {self.call(self.place(strikes))}"
         )
+
+    def place(self, strikes: tuple[Strike, ...]) -> str:
+        """Return the `at` that repeats a run with these."""
+        return " ".join(map(str, strikes))
+
+    def call(self, at: str) -> str:
+        """Return the call that repeats a run: all that was given, as far as it has a name."""
+        function, faults = "crash_everywhere", {}
+        # These are the arguments that `crash_everywhere` has not.
+        if (self.faults, self.chooser, self.rest_limit) != (CRASHES, calm, REST_LIMIT):
+            function = "break_everywhere"
+            if self.faults != CRASHES:
+                faults = {"faults": [*self.faults]}
+        return self.call_of(function, at, faults)
+
+    def call_of(self, function: str, at: str, more: Mapping[str, object], *named: str) -> str:
+        """Return a call of a function with all that was given, and more by name."""
+        parts = [name_of(self.scenario)]
+        if self.check is not nothing:
+            parts.append(name_of(self.check))
+        for name, given, default in (
+            ("setup", self.setup, nothing),
+            ("others", self.others, _nobody),
+            ("chooser", self.chooser, calm),
+        ):
+            if given is not default:
+                parts.append(f"{name}={name_of(given)}")
+        values: dict[str, object] = {**more, **self.settings}
+        if not self.restarts:
+            values["restarts"] = False
+        if self.rest_limit != REST_LIMIT:
+            values["rest_limit"] = self.rest_limit
+        parts += [f"{name}={value!r}" for name, value in values.items()]
+        parts += named
+        return f"{function}({', '.join(parts)}, at={at!r})"

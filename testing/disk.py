@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from persistent.TimeStamp import TimeStamp
+from ZODB import ConflictResolution
 from ZODB.ConflictResolution import ConflictResolvingStorage
 from ZODB.MappingStorage import MappingStorage
 
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from perdure.testing.storage import SteppedStorage
 
 __all__ = ["Commit", "Disk", "MemoryStorage"]
+
+
+def forget_what_resolves() -> None:
+    """Let ZODB forget which classes resolve no conflicts, which it notes for all databases.
+
+    The frames of a conflict show whether it knew, so that the first run with a seed would store
+    another `perdure.model.Failure` than the next one.
+    """
+    ConflictResolution._unresolvable.clear()
 
 
 class MemoryStorage(ConflictResolvingStorage, MappingStorage):

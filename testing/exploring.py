@@ -92,9 +92,11 @@ def _run(
             order = [taken.index for taken in chooser.taken]
             while order and not order[-1]:
                 order.pop()
+            name = getattr(scenario, "__name__", scenario)
+            others = "" if points == COMMITS else f", points={points!r}"
             raise OrderError(
                 f"{type(error).__name__}: {error}\nin this order:\n{world.scheduler.story()}\n"
-                f"to repeat it: explore({getattr(scenario, '__name__', scenario)}, at={order})"
+                f"to repeat it: explore({name}{others}, at={order})"
             ) from error
     return chooser.taken
 

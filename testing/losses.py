@@ -6,12 +6,21 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perdure.testing.crashes import BrokenError, Check, Runner, Scenario, Strike, names_of
+from perdure.testing.crashes import (
+    BrokenError,
+    Check,
+    Runner,
+    Scenario,
+    Strike,
+    calm,
+    name_of,
+    nothing,
+)
 from perdure.testing.errors import SimulationError
 from perdure.testing.files import (
     BLOCK_SIZES,
@@ -49,9 +58,9 @@ class LossReport:
 
 def lose_everywhere(
     scenario: Scenario,
-    check: Check = lambda process: None,
+    check: Check = nothing,
     *,
-    setup: Scenario = lambda process: None,
+    setup: Scenario = nothing,
     step: int = 1,
     block_sizes: Sequence[int] = BLOCK_SIZES,
     open_storage: Callable[[str], Any] = open_file,
@@ -80,7 +89,7 @@ def lose_everywhere(
     :raises BrokenError: at the first loss that does harm.
     """
     with tempfile.TemporaryDirectory(prefix="perdure-lose-", dir=_QUICK) as folder:
-        known = (scenario, check, setup, lambda: None, REST_LIMIT, settings)
+        known = (scenario, check, setup, calm, REST_LIMIT, settings)
         looker = _Looker(*known, open_storage=open_storage, folder=Path(folder))
         runner = _Runner(*known, open_storage=open_storage, folder=Path(folder, "again"))
         runner.folder.mkdir()
@@ -106,7 +115,6 @@ class _OnFile(Runner):
     open_storage: Callable[[str], Any] = open_file
     folder: Path = Path()
     _worlds: int = 0
-    function = "lose_everywhere"
 
     @contextlib.contextmanager
     def world(self) -> Iterator[World]:
@@ -115,6 +123,12 @@ class _OnFile(Runner):
         path.parent.mkdir()
         with World(FileDisk(path, self.open_storage)) as made:
             yield made
+
+    def call(self, at: str, more: Mapping[str, object] | None = None) -> str:
+        named = []
+        if self.open_storage is not open_file:
+            named.append(f"open_storage={name_of(self.open_storage)}")
+        return self.call_of("lose_everywhere", at, more or {}, *named)
 
 
 @dataclass
@@ -133,13 +147,8 @@ class _Runner(_OnFile):
         world.scheduler.note(f"the power fails, {loss}")
         world.lose_power(loss)
 
-    def _text(self, world: World, strikes: tuple[Strike, ...], error: Exception) -> str:
-        at = f"commit {strikes[0].number} {'kept' if self.kept else 'lost'}"
-        return (
-            super()
-            ._text(world, strikes, error)
-            .replace(f"at={' '.join(map(str, strikes))!r}", f"at={at!r}")
-        )
+    def place(self, strikes: tuple[Strike, ...]) -> str:
+        return f"commit {strikes[0].number} {'kept' if self.kept else 'lost'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +210,10 @@ class _Looker(_OnFile):
     def try_all(self, step: int, block_sizes: Sequence[int], at: str) -> int:
         """Try every loss at every moment, or one; return how many those were."""
         tried = 0
+        # Upon these depends which loss has which number.
+        numbered: dict[str, object] = {"step": step}
+        if block_sizes != BLOCK_SIZES:
+            numbered["block_sizes"] = block_sizes
         known: set[tuple[int, tuple[tuple[str, bytes], ...]]] = set()
         for moment, loss, place in shown("losses", [*self._losses(step, block_sizes)]):
             tried += 1
@@ -217,8 +230,7 @@ class _Looker(_OnFile):
                     f"broken by a loss of power {moment.about}, with {loss}\n"
                     f"{type(error).__name__}: {error}\n"
                     f"what happened until then:\n{moment.story}\n"
-                    f"to repeat it: lose_everywhere({names_of(self.scenario, self.check)}, "
-                    f"step={step}, at={place!r})"
+                    f"to repeat it: {self.call(place, numbered)}"
                 ) from error
             if at:
                 return tried

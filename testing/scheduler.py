@@ -121,6 +121,17 @@ class _Quiet(logging.Filter):
         return task is None or not task.is_gone
 
 
+def is_logging() -> bool:
+    """Tell whether the calling thread has the lock of a log's handler.
+
+    A text that is logged may load what it names. Whoever gave the baton away then would keep all
+    others waiting that log something, and not for their turn.
+    """
+    handlers = [reference() for reference in logging._handlerList]
+    locks = [handler.lock for handler in handlers if handler is not None]
+    return any(lock is not None and lock._is_owned() for lock in locks)
+
+
 @contextlib.contextmanager
 def nothing_logged() -> Iterator[None]:
     """Let Perdure and ZODB log nothing: what hundreds of runs say hides what one has to say."""
@@ -162,7 +173,8 @@ class Task:
 
     def __repr__(self) -> str:
         until = "" if self.deadline is None else f" until {self.deadline:.3f} s"
-        return f"<{self.name}: {self.state.value}{until}>"
+        still = ", and stands still" if self.is_suspended else ""
+        return f"<{self.name}: {self.state.value}{until}{still}>"
 
     @property
     def ended(self) -> bool:
@@ -240,7 +252,7 @@ class Scheduler:
         if task is self.driver and kind == "begin":
             self._waits_since = self.seconds
         self._check(task)
-        if self.points is None or kind in self.points:
+        if (self.points is None or kind in self.points) and not is_logging():
             if self._points_left is not None and task is not self.driver:
                 self._points_left -= 1
             self._hand_on(task)
@@ -254,7 +266,9 @@ class Scheduler:
         self._note(task, f"{task.owner.name} stands still for {seconds:g} s")
         task.owner.suspend(self.seconds + seconds)
         self._standing.append(task.owner)
-        self._hand_on(task)
+        # Else it does so at its next point.
+        if not is_logging():
+            self._hand_on(task)
         self._check(task)
 
     @property

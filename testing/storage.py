@@ -13,9 +13,10 @@ from ZODB.POSException import StorageTransactionError
 from ZODB.utils import u64
 
 from perdure.model.clock import Clock
+from perdure.model.moments import checked_duration
 from perdure.testing.disk import Disk
-from perdure.testing.errors import ProcessCrashed
-from perdure.testing.scheduler import Scheduler
+from perdure.testing.errors import ProcessCrashed, SimulationError
+from perdure.testing.scheduler import Scheduler, is_logging
 
 __all__ = ["CALLS", "Call", "Fault", "SteppedStorage"]
 
@@ -26,6 +27,15 @@ PATIENCE_SECONDS = 10.0
 
 CALLS = ("begin", "store", "check", "vote", "finish", "abort", "load", "sync", "oid", "pack")
 """The kinds of calls that a storage counts."""
+
+
+def checked_kinds(what: str, kinds: Collection[str], known: Collection[str] = CALLS) -> None:
+    """Raise `SimulationError` where a kind is none: nothing would be tried, and all be well."""
+    wrong = [kinds] if isinstance(kinds, str) else [each for each in kinds if each not in known]
+    if wrong:
+        raise SimulationError(
+            f"{what} must be a list or tuple with some of {', '.join(known)}, and not {wrong[0]!r}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,7 @@ class Call:
         return f"call {self.number}, {self.kind} {self.about}".rstrip()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Fault:
     """What is to happen at a call; made by `crash`, `fail`, `slow` or `stand_still`.
 
@@ -64,6 +74,17 @@ class Fault:
             return f"{self.error!r} {'after' if self.after else 'instead of'}"
         return f"{self.delay} {when}"
 
+    def __repr__(self) -> str:
+        """Return the call that makes it, which stands in the line that repeats a failure."""
+        after = ", after=True" if self.after else ""
+        if self.whole:
+            return f"Fault.stand_still({self.delay!r}{after})"
+        if self.crashes:
+            return f"Fault.crash({after.removeprefix(', ')})"
+        if self.error is not None:
+            return f"Fault.fail({self.error!r}{after})"
+        return f"Fault.slow({self.delay!r})"
+
     @classmethod
     def crash(cls, *, after: bool = False) -> Fault:
         """Return the fault that the process crashes, before the call or after it."""
@@ -72,12 +93,14 @@ class Fault:
     @classmethod
     def fail(cls, error: BaseException, *, after: bool = False) -> Fault:
         """Return the fault that the call raises `error`, instead of acting or having acted."""
+        if not isinstance(error, BaseException):
+            raise TypeError(f"error must be an exception to raise, not {error!r}")
         return cls(error=error, after=after)
 
     @classmethod
     def slow(cls, delay: timedelta) -> Fault:
         """Return the fault that the call takes so long before it acts."""
-        return cls(delay=delay)
+        return cls(delay=checked_duration("delay", delay))
 
     @classmethod
     def stand_still(cls, delay: timedelta, *, after: bool = False) -> Fault:
@@ -85,7 +108,7 @@ class Fault:
 
         As one does whose machine pauses it: its siblings may take it for dead meanwhile.
         """
-        return cls(delay=delay, after=after, whole=True)
+        return cls(delay=checked_duration("delay", delay), after=after, whole=True)
 
 
 class SteppedStorage:
@@ -269,7 +292,7 @@ class SteppedStorage:
         self._scheduler.pause(kind, about)
         fault = self.faults.get(call.number) or self.on_call(call)
         if fault is not None:
-            if fault.delay and not fault.whole:
+            if fault.delay and not fault.whole and not is_logging():
                 self._wait(fault.delay)
             if not fault.after:
                 self._strike(fault, call)

@@ -19,22 +19,26 @@ from perdure.model.environment import environment
 from perdure.model.errors import CallableNotFoundError, JobNotFoundError
 from perdure.model.incarnation import Incarnation, Proofs
 from perdure.model.job import Job
+from perdure.model.moments import checked_duration
 from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
 from perdure.model.ref import JobRef, find_job
 from perdure.model.status import Status
 from perdure.testing.choosers import Calm, Chooser
-from perdure.testing.disk import Disk
+from perdure.testing.disk import Disk, forget_what_resolves
 from perdure.testing.errors import NotAtRestError, SimulationError
 from perdure.testing.execution import START, SteppedClock
 from perdure.testing.files import FileDisk, Loss
 from perdure.testing.process import Process
 from perdure.testing.scheduler import Scheduler
-from perdure.testing.storage import CALLS, SteppedStorage
+from perdure.testing.storage import CALLS, SteppedStorage, checked_kinds
 
 __all__ = ["World"]
 
 REST_LIMIT = timedelta(hours=2)
+
+POINTS = ("receive", *CALLS)
+"""The kinds of points at which the baton is handed on."""
 
 
 class World:
@@ -59,6 +63,9 @@ class World:
         start: datetime = START,
         class_factory: Any = None,
     ) -> None:
+        if points is not None:
+            checked_kinds("points", points, POINTS)
+        forget_what_resolves()
         self.disk = disk or Disk()
         self.start = start
         self.scheduler = Scheduler(chooser, points)
@@ -159,8 +166,7 @@ class World:
 
         :param down: how long it takes; zero or more.
         """
-        if down < timedelta(0):
-            raise ValueError(f"a server cannot be down for {down}")
+        checked_duration("down", down)
         cut = [each for each in self.processes if each.is_running and each.is_connected]
         for process in cut:
             process.cut()
@@ -228,16 +234,15 @@ class World:
 
     def advance(self, duration: timedelta) -> None:
         """Let time pass, and all happen in order that happens meanwhile."""
-        if duration < timedelta(0):
-            raise ValueError(f"time cannot go back by {-duration}")
-        self.scheduler.let_others_go_on(self.scheduler.seconds + duration.total_seconds())
+        seconds = checked_duration("duration", duration).total_seconds()
+        self.scheduler.let_others_go_on(self.scheduler.seconds + seconds)
 
     def come_to_rest(self, limit: timedelta = REST_LIMIT) -> None:
         """Let time pass until there is nothing to do: no job waits, but parked ones, or runs.
 
         Raises `NotAtRestError` where that takes longer than `limit`.
         """
-        end = self.scheduler.seconds + limit.total_seconds()
+        end = self.scheduler.seconds + checked_duration("limit", limit).total_seconds()
         self.run_until_idle()
         while restless := self.restless():
             moment = self.scheduler.next_moment()

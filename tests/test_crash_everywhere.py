@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
+import itertools
 import re
+from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 from ZEO.Exceptions import ClientDisconnected
 
+from perdure.model import Job, get_queue
 from perdure.testing import (
     BrokenError,
     Fault,
     OrderError,
     Process,
+    Seeded,
     SimulationError,
     World,
     break_everywhere,
@@ -169,6 +175,154 @@ def test_a_place_that_is_none_is_refused(at: str) -> None:
         crash_everywhere(put_one, at=at)
 
 
+@pytest.mark.parametrize("at", ["9999:0", "0:1"])
+def test_a_place_that_is_not_reached_is_no_success(at: str) -> None:
+    with pytest.raises(SimulationError, match="did not strike"):
+        crash_everywhere(put_one, at=at)
+
+
+# The line that repeats a failure.
+
+
+def nothing_struck(process: Process) -> None:
+    told = [str(event) for event in process.world.scheduler.trace]
+    assert not [text for text in told if "CRASHES" in text or "fails in" in text], "it struck"
+
+
+def a_sibling(world: World) -> None:
+    world.process("sibling")
+
+
+def by_lot() -> Seeded:
+    return Seeded(5)
+
+
+def error_line(break_it: Callable[[], object]) -> str:
+    with pytest.raises(BrokenError, match="it struck") as caught:
+        break_it()
+    return str(caught.value).rpartition("to repeat it: ")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("break_it", "begins"),
+    [
+        (
+            lambda: crash_everywhere(check=nothing_struck, scenario=put_one, kinds=["finish"]),
+            "crash_everywhere(put_one, nothing_struck, at=",
+        ),
+        (
+            lambda: crash_everywhere(put_one, nothing_struck, others=a_sibling, restarts=False),
+            "crash_everywhere(put_one, nothing_struck, others=a_sibling, restarts=False, at=",
+        ),
+        (
+            lambda: crash_everywhere(put_one, nothing_struck, queues={"": 1, "mail": 2}),
+            "crash_everywhere(put_one, nothing_struck, queues={'': 1, 'mail': 2}, at=",
+        ),
+        (
+            lambda: break_everywhere(put_one, nothing_struck, chooser=by_lot),
+            "break_everywhere(put_one, nothing_struck, chooser=by_lot, at=",
+        ),
+        (
+            lambda: break_everywhere(
+                put_one,
+                nothing_struck,
+                [Fault.slow(timedelta(seconds=1)), Fault.fail(OSError(5, "broken"), after=True)],
+            ),
+            "break_everywhere(put_one, nothing_struck, faults=[Fault.slow(datetime.timedelta("
+            "seconds=1)), Fault.fail(OSError(5, 'broken'), after=True)], at=",
+        ),
+    ],
+    ids=["kinds", "others", "settings", "a chooser", "faults"],
+)
+def test_the_line_of_a_failure_repeats_it(break_it: Callable[[], object], begins: str) -> None:
+    line = error_line(break_it)
+    assert line.startswith(begins)
+    known = {**globals(), "datetime": datetime}
+    assert error_line(lambda: eval(line, known)) == line
+
+
+@pytest.mark.slow
+def test_the_line_of_a_failure_names_no_check_where_none_was_given() -> None:
+    def acknowledge_too_early(process: Process) -> None:
+        with process.transaction() as connection:
+            job = get_queue(connection).put(Job(add, "n"))
+            process.world.acknowledged.append(job.ref)
+
+    with pytest.raises(BrokenError, match="is not there") as caught:
+        crash_everywhere(acknowledge_too_early, kinds=["finish"])
+    line = str(caught.value).rpartition("to repeat it: ")[2]
+    assert re.fullmatch(r"crash_everywhere\(acknowledge_too_early, at='\d+:\d'\)", line)
+
+
+# What would look like a success, and have tried nothing.
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (lambda: crash_everywhere(put_one, kinds=["finsh"]), "kinds .* begin, .* not 'finsh'"),
+        (lambda: crash_everywhere(put_one, kinds="finish"), "kinds .* list or tuple"),
+        (lambda: break_everywhere(put_one, faults=[]), "faults .* one or more, not"),
+        (lambda: break_everywhere(put_one, faults=["fail"]), "faults .* one or more, not"),
+        (lambda: explore(lambda world: None, points=["begn"]), "points .* receive, .* 'begn'"),
+    ],
+    ids=["a kind", "one kind", "no faults", "no fault", "a point"],
+)
+def test_what_would_try_nothing_is_refused(bad: Callable[[], object], said: str) -> None:
+    with pytest.raises(SimulationError, match=said):
+        bad()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: Fault.fail("broken"),
+        lambda: Fault.slow(3),
+        lambda: Fault.stand_still(3),
+    ],
+)
+def test_a_fault_of_what_is_none_is_refused(bad: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=r"(error|delay) must be a.*, not "):
+        bad()
+
+
+@pytest.mark.parametrize("name", ["advance", "come_to_rest", "restart_server"])
+def test_what_is_no_duration_is_refused_by_its_name(name: str) -> None:
+    with World() as world, pytest.raises(TypeError, match="(duration|limit|down) must be a time"):
+        getattr(world, name)(3)
+
+
+def test_a_scenario_that_is_another_one_each_time_is_found_out() -> None:
+    runs = itertools.count()
+
+    def scenario(process: Process) -> None:
+        for _ in range(1 + next(runs) % 3):
+            process.put(add, "n")
+
+    with pytest.raises(SimulationError, match="has to be the same each time"):
+        crash_everywhere(scenario)
+
+
+def test_what_a_process_says_of_its_settings_is_told() -> None:
+    with pytest.raises(TypeError, match="wombat"):
+        crash_everywhere(put_one, wombat=1)
+
+
+def test_what_a_scenario_says_after_it_has_stopped_the_process_is_told() -> None:
+    def scenario(process: Process) -> None:
+        process.stop()
+        raise ZeroDivisionError("of the scenario")
+
+    with pytest.raises(ZeroDivisionError):
+        crash_everywhere(scenario)
+
+
+def test_a_scenario_that_leaves_the_process_stopped_is_told_so() -> None:
+    with pytest.raises(SimulationError, match="has to start it again"):
+        crash_everywhere(lambda process: process.stop())
+
+
 def lose_an_update(world: World) -> None:
     """Two jobs that remember what they read for longer than their transaction lasts."""
     process = world.process()
@@ -187,6 +341,16 @@ def test_every_order_is_run_until_one_fails_which_can_be_repeated() -> None:
     order = [int(index) for index in at[1].split(", ")]
     with pytest.raises(OrderError, match="b ended first"):
         explore(lose_an_update, at=order)
+
+
+@pytest.mark.slow
+def test_the_line_repeats_an_order_that_others_take_at_few_points() -> None:
+    with pytest.raises(OrderError, match="b ended first") as caught:
+        explore(lose_an_update, preemptions=0, points=["sync", "begin"])
+    line = str(caught.value).rpartition("to repeat it: ")[2]
+    assert "points=['sync', 'begin'], at=[" in line
+    with pytest.raises(OrderError, match="b ended first"):
+        eval(line)
 
 
 @pytest.mark.slow

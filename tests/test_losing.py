@@ -166,6 +166,24 @@ def test_a_run_that_does_not_survive_can_be_repeated() -> None:
         lose_everywhere(put_one, check, at=at[1])
 
 
+@pytest.mark.slow
+def test_the_line_of_a_loss_names_all_that_it_depends_on() -> None:
+    with pytest.raises(BrokenError, match="broken by a loss of power") as caught:
+        lose_everywhere(
+            put_one, setup=put_one, step=64, block_sizes=(512,), open_storage=PlainFile
+        )
+    line = str(caught.value).rpartition("to repeat it: ")[2]
+    assert line.startswith("lose_everywhere(put_one, setup=put_one, step=64, block_sizes=(512,), ")
+    with pytest.raises(BrokenError, match="broken by a loss of power"):
+        eval(line)
+
+
+@pytest.mark.slow
+def test_a_commit_that_is_not_made_is_no_success() -> None:
+    with pytest.raises(SimulationError, match="did not strike"):
+        lose_everywhere(put_one, at="commit 9999 lost")
+
+
 def test_a_place_that_is_none_is_refused() -> None:
     with pytest.raises(SimulationError, match="as the text of a failure gives it"):
         lose_everywhere(put_one, step=10_000, at="x")
