@@ -167,7 +167,7 @@ class _Looker(_OnFile):
 
     moments: list[_Moment] = field(default_factory=list)
     commits: list[int] = field(default_factory=list)
-    expected: list[_Transaction] = field(default_factory=list)
+    committed: list[_Transaction] = field(default_factory=list)
 
     def look(self) -> None:
         """Run it once, and keep what is in the files at each moment."""
@@ -201,8 +201,8 @@ class _Looker(_OnFile):
             self.scenario(process)
             if process.is_running:
                 world.come_to_rest(self.rest_limit)
-            self.expected = _transactions(disk.base)
-            if len(self.expected) != len(disk.commits):
+            self.committed = _transactions(disk.base)
+            if len(self.committed) != len(disk.commits):
                 raise SimulationError("the scenario must not pack: its commits are not there")
             disk.restart()
             keep("when the file was opened again")
@@ -258,7 +258,10 @@ class _Looker(_OnFile):
             storage = self.open_storage(f"{folder}/data.fs")
             try:
                 found = _transactions(storage)
-                known = [self.expected[: moment.returned], self.expected[: moment.returned + 1]]
+                known = [
+                    self.committed[: moment.returned],
+                    self.committed[: moment.returned + 1],
+                ]
                 assert found in known, _difference(found, known[0])
                 for oid, data in {
                     oid: data for _, records in found for oid, data in records

@@ -127,7 +127,7 @@ def is_logging() -> bool:
     A text that is logged may load what it names. Whoever gave the baton away then would keep all
     others waiting that log something, and not for their turn.
     """
-    handlers = [reference() for reference in logging._handlerList]
+    handlers = [reference() for reference in logging._handlerList]  # type: ignore[attr-defined]
     locks = [handler.lock for handler in handlers if handler is not None]
     return any(lock is not None and lock._is_owned() for lock in locks)
 
