@@ -198,6 +198,35 @@ class RuntimeMachine(RuleBasedStateMachine):
         self.books.entries[ref] = {"retries": 0, "cancelled": False, **entry}
         return ref
 
+    def put_and_crash(
+        self,
+        make: Callable[[Any], Job],
+        at: int = 0,
+        *,
+        commits: int = 1,
+        after: bool = True,
+        turns: Turns = (),
+        **entry: Any,
+    ) -> JobRef | None:
+        """Put a job, and let its process crash at a commit that it makes while it works for it.
+
+        For a rule of yours: in a job that makes several commits the crash makes a difference
+        between two of them, and by chance it is seldom there.
+
+        :param make: as `put` takes it, and `at` and `entry`.
+        :param commits: at which commit after the put, of all that the process makes; from 1 on.
+        :param after: whether the commit has taken place.
+        :param turns: which thread goes on where several could.
+        :return: as `put` does.
+        """
+        if not self.awake:
+            raise SimulationError("no process is awake: give the rule a precondition")
+        process = self.awake[at % len(self.awake)]
+        ref = self.put(make, at, **entry)
+        self._armed[process.name] = [commits, Fault.crash(after=after), "finish"]
+        self.advance(turns, 0)
+        return ref
+
     def _is_there(self, ref: JobRef) -> bool:
         with self.world.look() as connection:
             try:

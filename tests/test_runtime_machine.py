@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +20,7 @@ from perdure.model import Failure, Job, Status
 from perdure.testing import Call, Fault, RuntimeMachine, SimulationError, callables
 from perdure.testing.callables import LEDGER
 from perdure.testing.plans import CALLBACKS, COMPOSITES, KINDS, Plan
-from support.simulated import add, fail
+from support.simulated import add, add_and_commit, fail
 
 EXAMPLES = int(os.environ.get("PERDURE_TEST_MACHINE_EXAMPLES", "0"))
 
@@ -130,6 +131,34 @@ class CountingMachine(RuntimeMachine):
 @pytest.mark.slow
 def test_a_machine_can_be_given_jobs_rules_and_invariants() -> None:
     run_state_machine_as_test(CountingMachine, settings=budget(5, 20))
+
+
+class CrashedMachine(CountingMachine):
+    """Its jobs are caught by crashes at their commits."""
+
+    function = staticmethod(add)
+
+    @precondition(lambda self: self.awake)
+    @rule(commits=st.integers(1, 5), after=st.booleans())
+    def count_in_a_crash(self, commits: int, after: bool) -> None:
+        self.put_and_crash(
+            lambda connection: Job(self.function, "n", 1), commits=commits, after=after, number=1
+        )
+
+
+class MistakenMachine(CrashedMachine):
+    """Its jobs commit what they do by themselves, and then their results."""
+
+    function = staticmethod(add_and_commit)
+
+
+@pytest.mark.slow
+def test_a_mistake_that_shows_between_two_commits_of_a_users_job_is_found() -> None:
+    run_state_machine_as_test(CrashedMachine, settings=budget(5, 10))
+    few = budget(20, 10, phases=[Phase.generate], report_multiple_bugs=False)
+    with pytest.raises(BaseException) as caught:
+        run_state_machine_as_test(MistakenMachine, settings=few)
+    assert "counted" in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("after", [False, True])

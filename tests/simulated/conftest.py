@@ -30,7 +30,7 @@ def _collecting_less() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def long_run() -> bool:
-    """Whether everything is to be tried, which takes the better part of an hour."""
+    """Whether everything is to be tried, which takes a night."""
     value = os.environ.get(VARIABLE, "")
     if value not in ("", "long"):
         raise pytest.UsageError(f"{VARIABLE} must be empty or 'long', not {value!r}")

@@ -26,6 +26,12 @@ def add(name: str, number: int = 1) -> int:
     return int(value)
 
 
+def add_and_commit(key: str, number: int = 1) -> None:
+    """Make a mistake: where a process dies after this commit, it happens twice."""
+    add(key, number)
+    transaction.commit()
+
+
 def send(name: str) -> None:
     """Send a letter, and record it in a transaction of its own, after the fact."""
     letters.append(name)
