@@ -41,8 +41,10 @@ class SteppedClock(Clock):
     def __init__(self, scheduler: Scheduler, start: datetime = START, drift: float = 0.0) -> None:
         if start.tzinfo is None:
             raise ValueError(f"start must be an aware datetime, not {start!r}")
-        if not -1 < drift:
-            raise ValueError(f"drift must be above -1, not {drift!r}: time does not go back")
+        if not isinstance(drift, (int, float)) or isinstance(drift, bool):
+            raise TypeError(f"drift must be a number of seconds in each second, not {drift!r}")
+        if not -1 < drift < float("inf"):
+            raise ValueError(f"drift must be above -1, not {drift!r}: time goes on, and not back")
         self._scheduler = scheduler
         self._start = start.astimezone(UTC)
         self._rate = 1 + drift
@@ -63,6 +65,8 @@ class SteppedClock(Clock):
 
     def jump(self, duration: timedelta) -> None:
         """Move wall time alone, as a corrected clock does; negative moves it back."""
+        if not isinstance(duration, timedelta):
+            raise TypeError(f"duration must be a timedelta, not {duration!r}")
         self._jumped += duration
 
 

@@ -210,6 +210,8 @@ class FileDisk(Disk):
         self, path: str | os.PathLike[str], open_storage: Callable[[str], Any] = open_file
     ) -> None:
         self.path = Path(path).absolute()
+        if not self.path.parent.is_dir():
+            raise SimulationError(f"there is no folder {self.path.parent}: make it first")
         self.on_flush: Callable[[], None] = lambda: None
         """Called before a file of it is flushed."""
         self._open_storage = open_storage

@@ -65,8 +65,10 @@ class World:
     ) -> None:
         if points is not None:
             checked_kinds("points", points, POINTS)
+        if disk is not None and not isinstance(disk, Disk):
+            raise TypeError(f"disk must be a Disk, such as FileDisk(path), not {disk!r}")
         forget_what_resolves()
-        self.disk = disk or Disk()
+        self.disk = Disk() if disk is None else disk
         self.start = start
         self.scheduler = Scheduler(chooser, points)
         self.class_factory = class_factory

@@ -8,7 +8,7 @@ import logging
 import threading
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
@@ -34,12 +34,14 @@ from perdure.model import (
 from perdure.testing import (
     Disk,
     Fault,
+    FileDisk,
     NotAtRestError,
     Process,
     ProcessCrashed,
     Recorded,
     Seeded,
     SimulationError,
+    SteppedSystem,
     StuckError,
     World,
     scheduler,
@@ -732,6 +734,24 @@ def test_what_makes_no_sense_is_refused(world: World) -> None:
     process.stop()
     with pytest.raises(ProcessCrashed):
         process.put(add, "n")
+
+
+@pytest.mark.parametrize(
+    ("act", "text"),
+    [
+        (lambda world: world.process().clock.jump(3), "duration must be a timedelta, not 3"),
+        (lambda world: world.process(drift="x"), "drift must be a number of seconds .*'x'"),
+        (lambda world: world.process(drift=-1), "drift must be above -1, not -1"),
+        (lambda world: World("x"), r"disk must be a Disk, such as FileDisk\(path\), not 'x'"),
+        (lambda world: SteppedSystem(disk="x"), "disk must be a Disk"),
+        (lambda world: FileDisk("/no/such/folder/x.fs"), "no folder /no/such/folder: make it"),
+    ],
+)
+def test_what_is_of_no_use_is_named_with_what_would_be(
+    world: World, act: Callable[[World], object], text: str
+) -> None:
+    with pytest.raises((TypeError, ValueError, SimulationError), match=text):
+        act(world)
 
 
 def test_failures_and_policies_are_what_they_are_elsewhere(world: World) -> None:
