@@ -561,7 +561,7 @@ class DispatcherActor(DatabaseActor):
             return []
         known = self._context.experience
         try:
-            taken = agent.claim_jobs(known.is_quick, state.small, self._most_of, known.is_instant)
+            taken = agent.claim_jobs(known.is_quick, state.small, self._most_of, known.is_brief)
         # A filter or a chooser is the application's code, which may raise anything: also
         # a conflict, each time that it is asked.
         except Exception as error:

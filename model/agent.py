@@ -101,7 +101,7 @@ class _Room:
         is_quick: Callable[[str], bool],
         small: Set[bytes],
         most: Callable[[str], int],
-        is_instant: Callable[[str], bool],
+        is_brief: Callable[[str], bool],
     ) -> None:
         self._shared = sum(1 for oid in agent._held if oid in small)
         self._most = most
@@ -114,9 +114,9 @@ class _Room:
         self.word = agent_word(agent)
         self._agent = agent
         self._is_quick = is_quick
-        self._is_instant = is_instant
+        self._is_brief = is_brief
         self._small: dict[str, bool] = {}
-        self._instant: dict[str, bool] = {}
+        self._brief: dict[str, bool] = {}
 
     def admits(self, job: Job) -> bool:
         self.group = group_of(job, self._agent)
@@ -148,9 +148,9 @@ class _Room:
 
     def batches(self, name: str) -> bool:
         """Tell whether jobs that call what has that name are to be run in batches now."""
-        if name not in self._instant:
-            self._instant[name] = self._is_instant(name)
-        return self._instant[name]
+        if name not in self._brief:
+            self._brief[name] = self._is_brief(name)
+        return self._brief[name]
 
     def for_line(self, key: LineKey) -> int:
         """Return how many jobs of a line there is room for, whose claims load none."""
@@ -358,14 +358,14 @@ class Agent(Tally, Guarded):
         is_quick: Callable[[str], bool],
         small: Set[bytes],
         most: Callable[[str], int] = lambda name: sys.maxsize,
-        is_instant: Callable[[str], bool] = lambda name: False,
+        is_brief: Callable[[str], bool] = lambda name: False,
     ) -> list[Taken]:
         """Take all the jobs that there is room for, as `claim_job` takes one.
 
         What may be run in a group (see `group_of`), and takes an instant only, as `is_quick` says
         of its callable's name, takes a part of a place; `small` are the oids of those held that
         do. Of these it holds no more than `most` says of the name. What may be run in a batch
-        (see `batch_of`), and takes next to no time, as `is_instant` says, takes such a part, too.
+        (see `batch_of`), and takes a moment only, as `is_brief` says, takes such a part, too.
         A claim for a group or a batch is not written into the job's record.
         """
         taken: list[Taken] = []
@@ -375,7 +375,7 @@ class Agent(Tally, Guarded):
             while (job := self.claim_job()) is not None:
                 taken.append(Taken(job, job._claim, "", False))
             return taken
-        room = _Room(self, is_quick, small, most, is_instant)
+        room = _Room(self, is_quick, small, most, is_brief)
         if room.left <= 0:
             return taken
         queue = self.queue

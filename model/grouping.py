@@ -51,6 +51,9 @@ QUICK_SECONDS = 0.005
 """A callable that lately took longer is run in a group of its own."""
 
 _INSTANT_SECONDS = 0.0002
+_BRIEF_SECONDS = 0.001
+"""A job of a callable that takes longer is not run in a batch: what threads and commits cost for
+each of the others is about as much, and several may be at such calls at once."""
 _SHORT_SECONDS = 0.002
 _REMEMBERED = 1000
 _AVERAGED = 32
@@ -78,6 +81,11 @@ class Experience:
         """Tell whether calls of that name are known to take next to no time."""
         with self._lock:
             return self._seconds.get(name, QUICK_SECONDS) < _INSTANT_SECONDS
+
+    def is_brief(self, name: str) -> bool:
+        """Tell whether calls of that name are known to take less than running them does."""
+        with self._lock:
+            return self._seconds.get(name, QUICK_SECONDS) < _BRIEF_SECONDS
 
     def ends_soon(self, name: str) -> bool:
         """Tell whether a job that calls what has that name is over in a few commits' time.

@@ -16,7 +16,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -75,6 +75,20 @@ class Bundle(Persistent):
         self._first: Position | None = None
         self._more: list[int] = []
         self._stamp = 0
+
+    @classmethod
+    def of(cls, puts: Sequence[Put], previous: Job | Bundle | None) -> Bundle:
+        """Make one of jobs with their lines and positions."""
+        made = cls(previous)
+        made._jobs = [put.job for put in puts]
+        due, stamp = made._first = puts[0].position
+        for _, _, position in puts:
+            made._more += position[0] - due, position[1] - stamp
+        made._stamp = position[1]
+        made._lines = [tuple(line) for line in dict.fromkeys(put.line or () for put in puts)]
+        if len(made._lines) > 1:
+            made._kinds = [made._lines.index(put.line or ()) for put in puts]
+        return made
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -156,6 +170,21 @@ class Inbox(Persistent):
         self.entries += 1
         if self.retiring:
             self.retiring = False
+
+    def add_many(self, puts: Sequence[Put]) -> None:
+        """Put jobs that were never in an inbox at the head; those with a line go into bundles."""
+        at = 0
+        while at < len(puts):
+            end, last = at, min(len(puts), at + BUNDLED) if self.is_open else at
+            while end < last and puts[end].line:
+                end += 1
+            if end == at:
+                self.add(puts[at].job)
+                at += 1
+                continue
+            self.head = Bundle.of(puts[at:end], self.head)
+            self.entries += end - at
+            at = end
 
     def since(self, entries: int) -> list[Put]:
         """Return the jobs after the first `entries`, oldest first."""

@@ -29,7 +29,7 @@ from perdure.model.given import checked_index, checked_name, checked_stored
 from perdure.model.groupable import batch_of, group_of, has_known_callable, has_own_word
 from perdure.model.guarded import Choice, Guarded
 from perdure.model.happenings import announce_parked
-from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable
+from perdure.model.inbox import SILENCE_MICROSECONDS, Inbox, InboxTable, Put
 from perdure.model.internal import InternalJob, is_suspect
 from perdure.model.job import Job, as_job
 from perdure.model.moments import Duration, checked_moment, microseconds, moment
@@ -204,12 +204,14 @@ class Queue(Guarded):
         stamp = known.stamps(len(new))
         if new:
             lines: dict[Any, LineKey | None] = {}
+            puts = []
             with known.leases.filling(self, stamp, len(new)) as inbox:
                 for job in new:
-                    job._enter_anew(self, stamp, now)
+                    due = job._enter_anew(self, stamp, now)
                     jar.add(job)
-                    inbox.add(job, self._line_of_kind(job, lines))
+                    puts.append(Put(job, self._line_of_kind(job, lines), (due, stamp)))
                     stamp += 1
+                inbox.add_many(puts)
             self._wake_after_commit()
         for job in jobs:
             if job._queue is None:

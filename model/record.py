@@ -484,14 +484,15 @@ class JobRecord(Guarded):
         if keeps_places or self._keeps_places:
             self._keeps_places = keeps_places
 
-    def _enter_anew(self, queue: Queue, stamp: int, now: int) -> None:
-        """Be put for the first time, as by `_enter`."""
+    def _enter_anew(self, queue: Queue, stamp: int, now: int) -> int:
+        """Be put for the first time, as by `_enter`; return when it is due."""
         due = self._begin_after
         self.__dict__.update(_queue=queue, _stamp=stamp)
         if due is None:
             self.__dict__["_begin_after"] = now
         elif due < now:
             self.__dict__["_due"] = now
+        return now if due is None or due < now else due
 
     def _begin_anew(self) -> None:
         """Forget what came of a done job; what it has cost to get there is forgotten, too."""

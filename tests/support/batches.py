@@ -50,7 +50,7 @@ class Batches:
         transaction.begin()
         agent.record.ping()
         taken: list[Taken] = agent.claim_jobs(
-            lambda name: True, self.small, is_instant=lambda name: self.instant
+            lambda name: True, self.small, is_brief=lambda name: self.instant
         )
         transaction.commit()
         self.small |= {each.job._p_oid for each in taken if each.small}
