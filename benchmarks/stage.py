@@ -30,7 +30,7 @@ __all__ = ["WORKERS", "Stage", "note_jobs", "stage_on_file"]
 
 WORKERS = 4
 BATCH = 1_000
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.025
 STILL_SECONDS = 120.0
 
 
@@ -117,7 +117,7 @@ class Stage:
 
         Where the jobs write to a log, the database is left in peace until all have. Raises
         `WrongError` where one has failed, or where nothing more happens for `limit` seconds.
-        It reads two or three records a hundred times a second, which takes little from those who
+        It reads two or three records forty times a second, which takes little from those who
         run the jobs.
         """
         seen, since = -1, time.monotonic()
