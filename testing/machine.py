@@ -219,6 +219,8 @@ class RuntimeMachine(RuleBasedStateMachine):
         :param turns: which thread goes on where several could.
         :return: as `put` does.
         """
+        if not isinstance(commits, int) or commits < 1:
+            raise SimulationError(f"commits is a whole number of 1 or more, not {commits!r}")
         if not self.awake:
             raise SimulationError("no process is awake: give the rule a precondition")
         process = self.awake[at % len(self.awake)]

@@ -224,6 +224,8 @@ class World:
         """
         if kind not in CALLS:
             raise SimulationError(f"a call is of a kind of {', '.join(CALLS)}, not {kind!r}")
+        if not isinstance(process, Process):
+            raise TypeError(f"process must be one of this world's processes, not {process!r}")
         trace = self.scheduler.trace
         passed = -1
         while process.is_running and passed != len(trace):

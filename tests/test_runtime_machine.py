@@ -161,6 +161,16 @@ def test_a_mistake_that_shows_between_two_commits_of_a_users_job_is_found() -> N
     assert "counted" in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.parametrize("commits", [0, -1, "1", None])
+def test_a_crash_at_no_commit_is_refused(commits: Any) -> None:
+    def crash(machine: RuntimeMachine) -> None:
+        with pytest.raises(SimulationError, match=f"1 or more, not {commits!r}"):
+            machine.put_and_crash(lambda connection: Job(add, "n"), commits=commits)
+        assert len(machine.books.entries) == 0
+
+    play(crash)
+
+
 @pytest.mark.parametrize("after", [False, True])
 def test_a_crash_at_a_commit_strikes_while_a_job_is_run(after: bool) -> None:
     def crash(machine: RuntimeMachine) -> None:

@@ -740,6 +740,7 @@ def test_what_makes_no_sense_is_refused(world: World) -> None:
     ("act", "text"),
     [
         (lambda world: world.process().clock.jump(3), "duration must be a timedelta, not 3"),
+        (lambda world: world.step_to("one", "begin"), "process must be one of .*, not 'one'"),
         (lambda world: world.process(drift="x"), "drift must be a number of seconds .*'x'"),
         (lambda world: world.process(drift=-1), "drift must be above -1, not -1"),
         (lambda world: World("x"), r"disk must be a Disk, such as FileDisk\(path\), not 'x'"),
