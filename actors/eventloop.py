@@ -108,6 +108,9 @@ class EventLoop:
             events.error("the event loop has left something behind", exc_info=True)
         finally:
             asyncio.set_event_loop(None)
+            # Those of a process that has crashed end with it, and it says no word of them.
+            for task in asyncio.all_tasks(self._loop):
+                _collect_silently(task)
             self._loop.close()
 
     def _begin(self, call: CoroutineCall, on_end: OnEnd) -> None:
@@ -208,8 +211,7 @@ class EventLoop:
             del self._calls[call]
             for task, steps in [(running.task, running.steps), *running.parts.items()]:
                 # Nobody is to hear of it once more when it is collected.
-                vars_of_task: Any = task
-                vars_of_task._log_destroy_pending = False
+                _collect_silently(task)
                 try:
                     assert steps is not None
                     steps.close()
@@ -219,6 +221,11 @@ class EventLoop:
             running.on_end(None, AbortedError(f"{call!r} was cancelled"))
         self._over = True
         self._loop.stop()
+
+
+def _collect_silently(task: Any) -> None:
+    """Let nothing be said of a task that is collected before it has ended."""
+    task._log_destroy_pending = False
 
 
 class _Call:

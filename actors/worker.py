@@ -340,9 +340,8 @@ class WorkerActor(Actor):
             self._context.board.set(self.name, None)
             if has_transaction(transaction.manager):
                 transaction.abort()
-        if self._completion is None:
-            # Else that was told of with its result.
-            self._context.results.announce(claim.ref)
+        # Its result was told of before its callbacks were run.
+        self._context.results.announce(claim.ref)
         return Outcome.DONE
 
     def _tell_reassigned(self, ref: JobRef) -> None:

@@ -421,6 +421,25 @@ def test_a_crash_before_the_first_turn_of_an_event_loop_leaves_nothing_open(
     assert [loop.is_closed() for loop in loops] == [True]
 
 
+def test_nothing_is_said_of_the_coroutines_of_a_process_that_has_crashed(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with World() as world:
+        process = world.process()
+        refs = [process.put(doze, 5.0), process.put(doze, 50.0)]
+        world.run_until_idle()
+        assert [world.status(ref) for ref in refs] == [Status.ACTIVE] * 2
+        process.crash()
+        world.run_until_idle()
+        # As a later run would collect them.
+        gc.collect()
+        process.start()
+        world.run_until_idle()
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+    assert capsys.readouterr().err == ""
+
+
 def test_the_tests_own_wait_ends_where_the_process_crashes(world: World) -> None:
     process = world.process()
     world.run_until_idle()

@@ -223,6 +223,25 @@ def test_nothing_waits_for_a_poll(systems: Systems, manual_clock: ManualClock) -
     assert within(lambda: system.result(ref)) == 10
 
 
+@pytest.mark.spec("X7", "J22")
+def test_the_end_of_callbacks_is_heard_of_without_a_poll(
+    systems: Systems, manual_clock: ManualClock
+) -> None:
+    system = systems.start(clock=manual_clock)
+    job = Job(operator.add, 2, 3)
+    job.add_callback(Job(jobs.pass_gate, "callback"))
+    ref = system.put(job)
+    gates["callback"].wait_until_entered()
+    assert within(lambda: system.result(ref)) == 5
+    waiter = threading.Thread(target=system.wait, args=(ref,), daemon=True)
+    waiter.start()
+    manual_clock.wait_until_waiting(3)  # heartbeat, dispatcher, and who waits for the job
+    gates["callback"].open()
+    waiter.join(LIMIT.total_seconds())
+    assert not waiter.is_alive()
+    assert read(system, ref, "status") is Status.COMPLETED
+
+
 @pytest.mark.spec("X7", "J10")
 def test_a_held_job_begins_when_it_is_due_without_a_poll(
     systems: Systems, manual_clock: ManualClock
