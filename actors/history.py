@@ -76,7 +76,9 @@ class History:
         found = [
             job
             for job in at_workers
-            if job.ref not in known or known[job.ref].started != job.started
+            # One that was just left by its worker, to go on later, is told of already.
+            if job.ref not in self._active
+            and (job.ref not in known or known[job.ref].started != job.started)
         ]
         return tuple(sorted([*self._active.values(), *found], key=attrgetter("started")))
 

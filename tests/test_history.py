@@ -21,7 +21,8 @@ from perdure.actors import (
     StatusAsked,
     SystemState,
 )
-from perdure.actors.history import JOBS_KEPT, POLLS_KEPT, History
+from perdure.actors.context import Board
+from perdure.actors.history import JOBS_KEPT, POLLS_KEPT, History, report_of
 from perdure.actors.messages import JobEnded, JobStarted, PollDone
 from perdure.model import Job, JobRef, get_queue
 from support import jobs
@@ -161,6 +162,19 @@ def test_a_job_that_was_taken_away_is_reported_so(systems: Systems) -> None:
         (True, False),
         (False, True),
     ]
+
+
+@pytest.mark.spec("D12")
+def test_a_job_that_its_worker_is_just_leaving_is_told_once() -> None:
+    board = Board()
+    history = History(board)
+    first, second = report_of(started(1)), report_of(started(2))
+    board.set("worker 1", lambda: first)
+    board.set("worker 2", lambda: second)
+    history.started(started(1))
+    assert history.active() == (first, second)
+    board.set("worker 1", None)
+    assert history.active() == (first, second)
 
 
 @pytest.mark.spec("D12")
