@@ -7,6 +7,7 @@ import threading
 import uuid as uuids
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -261,6 +262,15 @@ class Context:
     board: Board = field(default_factory=Board)
     batches: Batches = field(default_factory=Batches)
     watch: Watch = field(default_factory=Watch)
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Return what is entered to compute for long; see `perdure.actors.execution.Execution`.
+
+        Where the storage is asked over a network, and so can be asked ahead, whoever computes
+        waits for it most of the time, and is not to keep others waiting, too.
+        """
+        is_far = callable(getattr(self.database.storage, "prefetch", None))
+        return nullcontext() if is_far else self.execution.turn()
 
     def report(self, message: object, /) -> None:
         """Tell the supervisor, if there still is one."""

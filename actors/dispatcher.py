@@ -398,7 +398,8 @@ class DispatcherActor(DatabaseActor):
             def is_the_agents(error: Exception, raised: list[_AgentFault] = raised) -> bool:
                 return bool(raised)
 
-            worked = self._commit(work, logged=is_the_agents)
+            with self._context.turn():
+                worked = self._commit(work, logged=is_the_agents)
             if worked is not None:
                 break
             # A commit that raised may have taken place.

@@ -8,6 +8,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -180,7 +181,9 @@ class WorkerActor(Actor):
             if self._context.stop.is_set():
                 group = Group(stopped=list(claims))
             else:
-                group = self._run_claims(message)
+                instant = self._context.experience.is_instant(message.claims[0].group)
+                with self._context.turn() if instant else nullcontext():
+                    group = self._run_claims(message)
         # What each of them raises is dealt with where it is alone: this is something else.
         except BaseException as error:
             events.error("%s is lost to %r", self.name, error, exc_info=True, extra=fields())

@@ -50,8 +50,9 @@ class Job(JobRecord):
 
     def __init__(self, callable: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         self._callable, bound, keywords = names.split_callable(callable)
-        keywords = {**keywords, **kwargs}
-        self._set_arguments([*bound, *args], keywords)
+        args, kwargs = (*bound, *args), {**keywords, **kwargs}
+        if args or kwargs:
+            self._set_arguments(list(args), kwargs)
 
     @classmethod
     def bind(cls, callable: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job:

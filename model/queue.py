@@ -63,8 +63,10 @@ EXPIRED_AT_ONCE = 1000
 """How many jobs of a stripe, at most, one claim lets expire; the next one goes on."""
 
 _LAST_STAMP = 1 << 62
-_NO_SETTINGS = frozenset({"_callable", "_args", "_kwargs", "_queue", "_stamp", "_begin_after"})
-"""What a record has of a job that was put as it was made."""
+_PLAIN = frozenset(
+    {"_callable", "_args", "_kwargs", "_queue", "_stamp", "_begin_after", "_transactional"}
+)
+"""What a record has of a job that was put as it was made, or with its own word on groups."""
 
 STRIPES = 4
 """How many stripes a new queue has: that many dispatchers can claim without meeting."""
@@ -617,11 +619,11 @@ class Queue(Guarded):
         return line if line.group else None
 
     def _line_of_kind(self, job: Job, known: dict[Any, LineKey | None]) -> LineKey | None:
-        """Return the line as `_line_to_be` does; `known` are those of jobs with no settings."""
-        kind = job._callable
-        plain = type(job) is Job and isinstance(kind, str)
-        if not plain or not _NO_SETTINGS.issuperset(job.__dict__):
+        """Return the line as `_line_to_be` does; `known` are those of plain jobs."""
+        plain = type(job) is Job and isinstance(job._callable, str)
+        if not plain or not _PLAIN.issuperset(job.__dict__):
             return self._line_to_be(job)
+        kind = job._callable, job._transactional
         if kind not in known:
             known[kind] = self._line_to_be(job)
         return known[kind]

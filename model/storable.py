@@ -72,6 +72,8 @@ def check_arguments(
     Persistent objects count as references. `limit_bytes` (default
     `ARGUMENT_LIMIT_BYTES`) bounds the size of all arguments together.
     """
+    if not args and not kwargs:
+        return
     limit = ARGUMENT_LIMIT_BYTES if limit_bytes is None else limit_bytes
     try:
         size = _size((tuple(args), dict(kwargs)), limit)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import functools
+import importlib.machinery
 import math
 import operator
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -486,6 +488,19 @@ def test_a_function_of_a_module_run_with_m_is_stored_by_the_modules_real_name(
         "['hello', 'made', 'hello']",
         "[]",
     ]
+
+
+@pytest.mark.spec("J2")
+def test_a_function_of_a_module_that_is_run_with_m_as_well_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Its module is imported under its name, too: what another process finds there is another one.
+    main = types.ModuleType("__main__")
+    main.__spec__ = importlib.machinery.ModuleSpec(double.__module__, None)
+    assert Job(double, 1).callable_name == f"{double.__module__}:double"
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with pytest.raises(NotStorableError, match="cannot be found again by its name"):
+        Job(double, 1)
 
 
 @pytest.mark.slow

@@ -96,6 +96,23 @@ def test_one_of_a_class_of_its_own_is_in_no_line_of_others(desk: Desk) -> None:
     transaction.abort()
 
 
+@pytest.mark.spec("D17", "D18")
+def test_each_is_in_the_line_of_its_own_word_on_groups(desk: Desk) -> None:
+    given = [Job(operator.not_) for _ in range(6)]
+    for job, word in zip(given, [None, True, False, True, None, False], strict=True):
+        job.transactional = word
+    made = desk.queue.put_many(given)
+    transaction.commit()
+    desk.queue._sort_in()
+    lines = {
+        job: (bool(key.group), key.batch)
+        for stripe in desk.queue.stripes for key, line in stripe.lines() for job in line.values()
+    }  # fmt: skip
+    grouped, batched = (True, False), (True, True)
+    assert [lines[job] for job in made] == [batched, grouped, batched, grouped, batched, batched]
+    transaction.abort()
+
+
 @pytest.mark.spec("Q7")
 def test_a_pack_drops_what_is_done_and_all_bundles_but_the_last(desk: Desk) -> None:
     desk.queue.keep_completed = timedelta(0)
