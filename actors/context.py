@@ -269,12 +269,18 @@ class Context:
         Where the storage is asked over a network, and so can be asked ahead, whoever computes
         waits for it most of the time, and is not to keep others waiting, too.
         """
-        is_far = callable(getattr(self.database.storage, "prefetch", None))
-        return nullcontext() if is_far else self.execution.turn()
+        return nullcontext() if _is_far(self.database.storage) else self.execution.turn()
 
     def report(self, message: object, /) -> None:
         """Tell the supervisor, if there still is one."""
         self.directory.tell("supervisor", message)
+
+
+def _is_far(storage: Any) -> bool:
+    """Tell whether a storage is in another process, as far as it says."""
+    # One of `perdure.storage` may be in this one by now.
+    is_owner = getattr(storage, "is_owner", None)
+    return callable(getattr(storage, "prefetch", None)) if is_owner is None else not is_owner()
 
 
 def agent_role(queue: str, agent: str) -> str:

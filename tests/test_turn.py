@@ -92,15 +92,23 @@ def test_who_asks_a_storage_ahead_waits_for_no_turn(threads: ThreadedExecution) 
         def prefetch(self, oids: Any, tid: bytes) -> None:
             """As storages have it that are asked over a network."""
 
+    class Shared(Far):
+        """As in `perdure.storage`."""
+
+        def __init__(self, owned: bool) -> None:
+            self.is_owner = lambda: owned
+
     def turns_with(storage: Any) -> Any:
         fields: Any = SimpleNamespace(execution=threads, database=SimpleNamespace(storage=storage))
         return SimpleNamespace(turn=lambda: Context.turn(fields))
 
     with threads.turn():
-        within(entering(turns_with(Far()))[1].wait)
-        thread, entered = entering(turns_with(MappingStorage()))
-        assert not entered.wait(0.05)
-    within(thread.join)
+        for storage in (Far(), Shared(owned=False)):
+            within(entering(turns_with(storage))[1].wait)
+        near = [entering(turns_with(each)) for each in (MappingStorage(), Shared(owned=True))]
+        assert [entered.wait(0.05) for _, entered in near] == [False, False]
+    for thread, _ in near:
+        within(thread.join)
 
 
 # At work.
