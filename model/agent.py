@@ -15,7 +15,7 @@ from ZODB.utils import p64
 from perdure.model import names
 from perdure.model.aliases import current_name
 from perdure.model.compact import packed_agent, unpacked_agent
-from perdure.model.completed import Completed
+from perdure.model.done import Done, DoneByAgent, DoneTrees
 from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
@@ -210,7 +210,7 @@ class Agent(Tally, Guarded):
         self._size = checked_size(name, size)
         self._held: dict[bytes, tuple[Job, int]] = {}
         self._left: dict[bytes, tuple[Job, int]] = {}
-        self.completed = Completed()
+        self._done: Done | DoneTrees = DoneTrees()
         if filter is not None:
             self.filter = filter
         if chooser is not None:
@@ -231,6 +231,11 @@ class Agent(Tally, Guarded):
     def queue(self) -> Queue:
         """The queue that it takes jobs from."""
         return self.record.queue
+
+    @property
+    def completed(self) -> DoneByAgent:
+        """The jobs that are done, newest first."""
+        return DoneByAgent(self)
 
     @property
     def size(self) -> int:
@@ -690,10 +695,11 @@ class Agent(Tally, Guarded):
 
     def forget(self, now: datetime.datetime) -> bool:
         """Forget the done jobs whose time is over; tell whether there were any."""
-        if not self.completed.due(now):
-            return False
-        self._drop_kept(self.completed.forget(now))
-        return True
+        over = self._over(now)
+        if over:
+            self.completed.forget(over)
+            self._drop_kept(over)
+        return bool(over)
 
 
 def _runs_code(job: Job) -> bool:

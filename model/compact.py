@@ -1,4 +1,4 @@
-"""The states of jobs and agents in fewer bytes: numbers for names, and differences of moments.
+"""The states of small records in fewer bytes: numbers for names, and differences of moments.
 
 A name is stored anew in every record, and a small job would be mostly names. What an application
 derives from `Job` keeps its names, and so does what is not listed here; so a state is read
@@ -8,9 +8,11 @@ whichever way it was written. These numbers are in databases: none is ever given
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-__all__ = ["packed", "packed_agent", "unpacked", "unpacked_agent"]
+from persistent import Persistent
+
+__all__ = ["Numbered", "packed", "packed_agent", "unpacked", "unpacked_agent"]
 
 _NUMBERS = {
     "_callable": 1,
@@ -96,7 +98,7 @@ _AGENT_NUMBERS = {
     "name": 1,
     "record": 2,
     "_size": 3,
-    "completed": 4,
+    "_done": 4,
     "_held": 5,
     "_left": 6,
     "_kept": 7,
@@ -111,9 +113,10 @@ def packed_agent(state: Mapping[str, Any]) -> dict[Any, Any]:
     found = {_AGENT_NUMBERS.get(name, name): value for name, value in state.items()}
     for name in _JOBS:
         flat: list[Any] = []
-        for entry in state.get(name, {}).values():
+        for entry in found.pop(_AGENT_NUMBERS[name], {}).values():
             flat += entry
-        found[_AGENT_NUMBERS[name]] = flat
+        if flat:
+            found[_AGENT_NUMBERS[name]] = flat
     return found
 
 
@@ -121,10 +124,38 @@ def unpacked_agent(state: Mapping[Any, Any] | None) -> dict[str, Any]:
     """Return an agent's state from what is stored."""
     found = {_AGENT_NAMES.get(key, key): value for key, value in (state or {}).items()}
     for name in _JOBS:
-        entries = found.get(name)
-        if isinstance(entries, list):
-            each = iter(entries)
-            found[name] = {
-                job._p_oid: (job, number) for job, number in zip(each, each, strict=True)
-            }
+        each = iter(found.get(name, ()))
+        found[name] = {job._p_oid: (job, number) for job, number in zip(each, each, strict=True)}
     return found
+
+
+class Numbered(Persistent):
+    """Stores its attributes by numbers in the place of names, and no mapping that is empty."""
+
+    _numbers: ClassVar[Mapping[str, int]]
+    _mappings: ClassVar[tuple[str, ...]] = ()
+    """The attributes that are mappings."""
+
+    def __getstate__(self) -> Any:
+        """Return what is stored."""
+        return self._numbered(super().__getstate__())
+
+    def __setstate__(self, state: Any) -> None:
+        """Take what is stored."""
+        super().__setstate__(self._named(state))
+
+    @classmethod
+    def _numbered(cls, state: Mapping[str, Any]) -> dict[Any, Any]:
+        number_of, mappings = cls._numbers.get, cls._mappings
+        return {
+            number_of(name, name): value
+            for name, value in state.items()
+            if name not in mappings or value
+        }
+
+    @classmethod
+    def _named(cls, state: Mapping[Any, Any] | None) -> dict[str, Any]:
+        names = {number: name for name, number in cls._numbers.items()}
+        found: dict[str, Any] = {name: {} for name in cls._mappings}
+        found.update({names.get(key, key): value for key, value in (state or {}).items()})
+        return found

@@ -19,12 +19,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistent import Persistent
 from ZODB.POSException import ConflictError
 from ZODB.utils import z64
 
+from perdure.model.compact import Numbered
 from perdure.model.errors import PerdureError
 from perdure.model.resolving import position_of, previous_of
 from perdure.model.stripe import LineKey, Position
@@ -136,8 +138,10 @@ class Bundle(Persistent):
         self._jobs, self._kinds, self._more = [], [], []
 
 
-class Inbox(Persistent):
+class Inbox(Numbered):
     """The jobs that one producer has put, newest first, by their links."""
+
+    _numbers = MappingProxyType({"stripe": 1, "head": 2, "entries": 3, "retiring": 4, "gone": 5})
 
     head: Job | Bundle | None = None
     entries: int = 0
@@ -220,9 +224,16 @@ class Inbox(Persistent):
             link = link.previous if isinstance(link, Bundle) else previous_of(link)
 
     def _p_resolveConflict(
+        self, old: dict[Any, Any], committed: dict[Any, Any], mine: dict[Any, Any]
+    ) -> dict[Any, Any]:
+        """Let a put win over the mark that this inbox is to be retired."""
+        # They are as they are stored, and neither taken nor given by this object.
+        found = self._resolved(*map(self._named, (old, committed, mine)))
+        return self._numbered(found)
+
+    def _resolved(
         self, old: dict[str, Any], committed: dict[str, Any], mine: dict[str, Any]
     ) -> dict[str, Any]:
-        """Let a put win over the mark that this inbox is to be retired."""
         if committed.get("gone") or mine.get("gone"):
             raise ConflictError("this inbox was retired")
         # The states hold references, which cannot be compared; the counts tell as much.

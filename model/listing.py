@@ -15,8 +15,8 @@ from datetime import timedelta
 from typing import Any
 
 from perdure.model.agent import Agent
-from perdure.model.completed import entry_key
 from perdure.model.describing import summary
+from perdure.model.done import entry_key
 from perdure.model.errors import UnknownSettingError
 from perdure.model.given import checked_name
 from perdure.model.internal import InternalJob

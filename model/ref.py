@@ -71,8 +71,12 @@ def find_job(connection: Any, job: Job | JobRef | str) -> Job:
     if isinstance(job, Job) and job._p_jar is connection:
         return job
     found = locate(connection, job)
-    if found is not None and not is_loadable(found):
-        check_whole(found)
+    try:
+        if found is not None and not is_loadable(found):
+            check_whole(found)
+    # It was packed away, and this connection has known it.
+    except POSKeyError:
+        found = None
     if not isinstance(found, Job):
         raise JobNotFoundError(f"there is no job {_ref_of(job)} in this database")
     if found.forgotten:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from BTrees.OOBTree import OOBTree
-from persistent import Persistent
 
+from perdure.model.compact import Numbered
 from perdure.model.resolving import deadline_of, is_whole
 
 if TYPE_CHECKING:
@@ -66,8 +67,11 @@ class Place:
     position: Position
 
 
-class Stripe(Persistent):
+class Stripe(Numbered):
     """One share of a queue's waiting jobs; written by dispatchers alone."""
+
+    _numbers = MappingProxyType({"_cursors": 1, "_lines": 2, "_counts": 3, "_deadlines": 4})
+    _mappings = ("_cursors", "_lines", "_counts")
 
     def __init__(self) -> None:
         self._cursors: dict[str, int] = {}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from persistent import Persistent
 
-from perdure.model.completed import Shelf
-from perdure.model.moments import DAY_MICROSECONDS
+from perdure.model.done import Shelf
+from perdure.model.moments import DAY_MICROSECONDS, checked_moment, microseconds
 
 __all__ = ["DAYS_KEPT", "DayCount", "DayCounts", "Tally", "day_of"]
 
@@ -95,6 +95,11 @@ class Tally:
         if not kept[shelf]:
             del kept[shelf]
         self._kept = kept
+
+    def _over(self, now: datetime.datetime) -> list[Shelf]:
+        """Return the shelves whose time is over."""
+        today = day_of(microseconds(checked_moment("now", now)))
+        return [shelf for shelf in self._kept or {} if shelf[0] <= today]
 
     def _drop_kept(self, shelves: list[Shelf]) -> None:
         self._kept = {s: count for s, count in (self._kept or {}).items() if s not in shelves}

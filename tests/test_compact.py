@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.model.compact import packed, unpacked
+from perdure.model.compact import Numbered, packed, unpacked
+from perdure.model.inbox import Inbox
 from perdure.model.record import JobRecord
 from perdure.model.status import Status
+from perdure.model.stripe import LineKey, Stripe
 
 MOMENTS = ("_begin_after", "_active_start", "_active_end", "_callbacks_end")
 
@@ -62,3 +64,32 @@ def test_what_is_stored_of_a_job_has_a_number_each() -> None:
 
 def default_of(name: str) -> object:
     return vars(JobRecord)[name]
+
+
+SMALL = [
+    (Inbox, {"stripe": 3, "entries": 0, "retiring": True, "theirs": {}}),
+    (Stripe, {"_cursors": {}, "_lines": {LineKey(): 1}, "_counts": {LineKey(): 0}, "theirs": 1}),
+]
+
+
+@pytest.mark.spec("Q7")
+@pytest.mark.parametrize(("kind", "attributes"), SMALL, ids=["inbox", "stripe"])
+def test_small_records_have_numbers_for_names(
+    kind: type[Numbered], attributes: dict[str, object]
+) -> None:
+    made = kind.__new__(kind)
+    vars(made).update(attributes)
+    state = made.__getstate__()
+    assert [name for name in state if not isinstance(name, int)] == ["theirs"]
+    assert {} not in [value for name, value in state.items() if name != "theirs"]
+    for written in (state, attributes):
+        read = kind.__new__(kind)
+        read.__setstate__(written)
+        assert vars(read) == attributes
+
+
+@pytest.mark.parametrize("kind", [Inbox, Stripe])
+def test_each_attribute_of_a_small_record_has_a_number_of_its_own(kind: type[Numbered]) -> None:
+    made = kind(0) if kind is Inbox else kind()
+    assert vars(made).keys() <= kind._numbers.keys()
+    assert len(set(kind._numbers.values())) == len(kind._numbers)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from unittest import mock
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ZODB.MappingStorage import MappingStorage
 
-from perdure.model import Job, JobNotFoundError, Status, find_job
+from perdure.model import Job, JobNotFoundError, Status, find_job, pack
+from perdure.model.done import Done, DoneTrees
+from perdure.model.moments import DAY_MICROSECONDS, moment
 from support.callables import echo, fail
-from support.world import DAY, HOUR, SECOND
+from support.world import DAY, HOUR, SECOND, World
 
 
 @pytest.fixture
@@ -91,7 +97,7 @@ def test_forgetting_is_by_the_day(world, view, agent):
     for number in range(9):
         complete(view, echo, number)
         world.advance(DAY)
-    assert len(agent.completed._shelves) == 9
+    assert len(agent._kept) == 9
     agent.forget(world.clock.now())
     view.commit()
     assert [job.args[0] for job in agent.completed] == [8, 7, 6, 5, 4, 3]
@@ -191,3 +197,153 @@ def test_forgetting_looks_at_no_job_however_many_there_are(world, view, agent):
         view.sync()
         assert len(agent.completed) == 0
     assert loads[0] == loads[1]
+
+
+# How they are stored: the latest ones in records of their own, the others in trees.
+
+
+def unsorted(agent):
+    """The records with those that are not sorted in, the latest first."""
+    found, each = [], agent._done
+    while isinstance(each, Done):
+        found.append(each)
+        each = each.before
+    return found
+
+
+@pytest.mark.spec("D8")
+def test_a_job_that_is_done_alone_is_written_once_and_by_itself(view, agent):
+    complete(view, echo, 1)
+    (first,) = unsorted(agent)
+    written = first._p_serial
+    complete(view, echo, 2)
+    complete(view, echo, 3)
+    assert [len(list(each.entries())) for each in unsorted(agent)] == [1, 1, 1]
+    assert unsorted(agent)[2] is first and first._p_serial == written
+
+
+@pytest.mark.spec("D8")
+def test_what_one_transaction_settles_is_in_one_record(view, agent):
+    complete(view, echo, 0)
+    jobs = [view.put(echo, number) for number in range(3)]
+    agent.size = 3
+    for job in jobs:
+        assert view.claim(agent) is job
+        job._begin()
+        job._end(None)
+        job._complete()
+    view.commit()
+    agent.settle_all()
+    view.commit()
+    assert [{job for job, _, _ in each.entries()} for each in unsorted(agent)][0] == set(jobs)
+    assert len(unsorted(agent)) == 2 and set(jobs) < set(agent.completed)
+
+
+@pytest.mark.spec("D8")
+def test_when_many_were_done_alone_all_are_sorted_in(view, agent):
+    with mock.patch("perdure.model.done.UNSORTED", 3):
+        jobs = {complete(view, echo, number) for number in range(7)}
+    assert len(unsorted(agent)) == 1 and set(agent.completed) == jobs
+    (last,) = unsorted(agent)
+    assert isinstance(last.before, DoneTrees)
+    assert [len(tree) for _, tree in last.before.items()] == [6]
+
+
+@pytest.mark.spec("D8")
+def test_nothing_stays_of_what_was_settled_in_a_transaction_that_is_aborted(view, agent):
+    first = complete(view, echo, 1)
+    job = view.put(echo, 2)
+    assert view.claim(agent) is job
+    job._begin()
+    job._end(None)
+    job._complete()
+    view.commit()
+    agent.settle_all()
+    view.abort()
+    assert list(agent.completed) == [first] and job in agent
+    agent.settle_all()
+    view.commit()
+    assert set(agent.completed) == {job, first} and len(unsorted(agent)) == 2
+
+
+@pytest.mark.spec("D8", "C11")
+def test_a_pack_keeps_those_that_are_not_sorted_in(world, view, agent):
+    for number in range(3):
+        complete(view, echo, number)
+    world.advance(HOUR)
+    assert pack(world.database, timedelta(0)) is not None
+    other = world.view()
+    assert {job.args[0] for job in other.agent().completed} == {0, 1, 2}
+
+
+WHEN = st.integers(0, 5)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), WHEN, st.integers(0, 2), st.booleans()),
+        st.tuples(st.just("remove"), WHEN),
+        st.tuples(st.just("forget"), WHEN),
+        st.tuples(st.just("commit")),
+        st.tuples(st.just("abort")),
+    ),
+    max_size=30,
+)
+
+
+@pytest.mark.spec("D8")
+@settings(deadline=None, max_examples=150)
+@given(steps=STEPS, since=st.none() | WHEN, until=st.none() | WHEN)
+def test_wherever_they_lie_they_are_the_same(steps, since, until):
+    world = World(MappingStorage())
+    view = world.view()
+    agent = view.agent()
+    known, committed = {}, {}
+    with mock.patch("perdure.model.done.UNSORTED", 4):
+        for what, *values in steps:
+            if what == "put":
+                ended, keep, failed = values
+                job = Job(echo, ended)
+                view.connection.add(job)
+                job._callbacks_end = ended * DAY_MICROSECONDS + len(known)
+                put = agent.completed.put
+                known[job] = put(job, job._callbacks_end, keep * DAY, failed=failed)
+            elif what == "remove" and (found := [j for j in known if j.args[0] == values[0]]):
+                assert agent.completed.remove(found[0]) == known.pop(found[0])
+            elif what == "forget":
+                over = {s for s in known.values() if s[0] <= values[0]}
+                agent.completed.forget(over)
+                known = {job: shelf for job, shelf in known.items() if shelf not in over}
+            elif what == "commit":
+                view.commit()
+                committed = dict(known)
+            elif what == "abort":
+                view.abort()
+                known = dict(committed)
+            of_failed = {True: [], False: []}
+            for job, (_, failed) in known.items():
+                of_failed[failed].append(job)
+            compare(agent.completed, known, of_failed, since, until)
+    world.close()
+
+
+def compare(completed, known, of_failed, since, until):
+    def key(job):
+        return -job._callbacks_end, job._p_oid
+
+    assert list(completed) == sorted(known, key=key)
+    assert len(completed) == len(known) and bool(completed) is bool(known)
+    assert all(job in completed for job in known)
+    counts = {}
+    for shelf in known.values():
+        counts[shelf] = counts.get(shelf, 0) + 1
+    assert completed.counts() == counts
+    limits = [None if day is None else moment(day * DAY_MICROSECONDS) for day in (since, until)]
+    for failed, jobs in of_failed.items():
+        found = list(completed.between(*limits, failed=failed))
+        assert found == sorted(
+            (
+                job for job in jobs
+                if (since is None or job._callbacks_end >= since * DAY_MICROSECONDS)
+                and (until is None or job._callbacks_end < until * DAY_MICROSECONDS)
+            ),
+            key=key,
+        )  # fmt: skip

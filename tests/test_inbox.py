@@ -467,7 +467,8 @@ def test_a_put_whose_commit_raised_and_took_place_is_not_lost_to_the_next_one(
 
 
 def state(**values):
-    return {"stripe": 0, **values}
+    """An inbox as it is stored."""
+    return Inbox._numbered({"stripe": 0, **values})
 
 
 @pytest.mark.spec("Q7")
@@ -477,11 +478,8 @@ def test_an_inbox_resolves_a_mark_and_nothing_else():
     mark = state(head="1", entries=1, retiring=True)
     assert inbox._p_resolveConflict(old, put, mark) == put
     assert inbox._p_resolveConflict(old, mark, put) == put
-    for there, here in [
-        (put, put),
-        (put, {**mark, "gone": True}),
-        ({**mark, "gone": True}, put),
-    ]:
+    gone = state(head="1", entries=1, retiring=True, gone=True)
+    for there, here in [(put, put), (put, gone), (gone, put)]:
         with pytest.raises(ConflictError):
             inbox._p_resolveConflict(old, there, here)
 

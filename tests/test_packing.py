@@ -18,6 +18,7 @@ from ZODB.utils import p64
 from perdure.model import (
     BadStatusError,
     Job,
+    JobNotFoundError,
     NotInstalledError,
     UnknownSettingError,
     database_status,
@@ -60,7 +61,9 @@ def test_forgotten_jobs_are_dropped_and_kept_ones_stay(file_world):
     fresh = file_world.view()
     for ref in old:
         with pytest.raises(POSKeyError):
-            fresh.connection.get(p64(ref.oid))
+            fresh.connection.get(p64(ref.oid))._p_activate()
+        with pytest.raises(JobNotFoundError):
+            find_job(fresh.connection, ref)
     assert pack(file_world.database).forgotten == 0
 
 
