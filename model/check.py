@@ -171,11 +171,13 @@ class _Checker:
             self._say(f"stripe {index} notes the deadline {due} of a job not in line {key}")
 
     def _walk_inboxes(self) -> None:
+        inboxes = self._queue.inboxes.items()
         for index, stripe in enumerate(self._queue.stripes):
-            for key, cursor, entries in stripe.unsorted(self._queue.inboxes, index):
-                inbox = self._queue.inboxes.get(key)
-                if inbox is None or cursor > entries:
-                    self._say(f"inbox {key} has {entries} jobs, of which {cursor} were sorted in")
+            for key, inbox, cursor in stripe.unsorted(inboxes, index):
+                if cursor > inbox.entries:
+                    self._say(
+                        f"inbox {key} has {inbox.entries} jobs, of which {cursor} were sorted in"
+                    )
                     continue
                 try:
                     for job in inbox.backwards(cursor):

@@ -221,7 +221,8 @@ class Inbox(Numbered):
                 )
             yield link
             left -= number
-            link = link.previous if isinstance(link, Bundle) else previous_of(link)
+            if left > 0:
+                link = link.previous if isinstance(link, Bundle) else previous_of(link)
 
     def _p_resolveConflict(
         self, old: dict[Any, Any], committed: dict[Any, Any], mine: dict[Any, Any]

@@ -63,6 +63,7 @@ EXPIRED_AT_ONCE = 1000
 """How many jobs of a stripe, at most, one claim lets expire; the next one goes on."""
 
 _LAST_STAMP = 1 << 62
+_FEW = 32
 _PLAIN = frozenset(
     {"_callable", "_args", "_kwargs", "_queue", "_stamp", "_begin_after", "_transactional"}
 )
@@ -588,21 +589,22 @@ class Queue(Guarded):
 
     def _sort_in(self, stripes: Iterable[int] | None = None) -> None:
         """Sort the jobs in the inboxes into their stripes; default: into all of them."""
+        inboxes = self.inboxes.items()
         for index in range(len(self.stripes)) if stripes is None else stripes:
             stripe = self.stripes[index]
-            for key, cursor, entries in list(stripe.unsorted(self.inboxes, index)):
-                inbox = self.inboxes.get(key)
-                assert inbox is not None
+            for key, inbox, cursor in stripe.unsorted(inboxes, index):
+                # A few are likely to be claimed next, and are not loaded again for that.
+                many = inbox.entries - cursor > _FEW
                 for job, line, position in inbox.since(cursor):
                     if line is not None:
                         stripe.insert(line, position, job)
                         continue
                     stripe.insert(self._line_key(job), position_of(job), job)
-                    if job._p_changed is False:
+                    if many and job._p_changed is False:
                         job._p_deactivate()
                 for bundle in inbox.bundles(cursor):
                     bundle.empty()
-                stripe.advance(key, entries)
+                stripe.advance(key, inbox.entries)
 
     def _line_up(self, job: Job) -> None:
         """Let a job that was claimed, and of which nothing was written since, wait where it did.
@@ -743,10 +745,9 @@ class Queue(Guarded):
 
     def unsorted(self) -> Iterator[tuple[Inbox, int]]:
         """Return the inboxes that have news, with how many of their jobs were sorted in."""
+        inboxes = self.inboxes.items()
         for index, stripe in enumerate(self.stripes):
-            for key, cursor, _ in stripe.unsorted(self.inboxes, index):
-                inbox = self.inboxes.get(key)
-                assert inbox is not None
+            for _, inbox, cursor in stripe.unsorted(inboxes, index):
                 yield inbox, cursor
 
     def unsorted_count(self) -> int:

@@ -10,7 +10,7 @@ it cannot take cost it nothing, however many they are.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +21,7 @@ from perdure.model.compact import Numbered
 from perdure.model.resolving import deadline_of, is_whole
 
 if TYPE_CHECKING:
-    from perdure.model.inbox import InboxTable
+    from perdure.model.inbox import Inbox
     from perdure.model.job import Job
 
 __all__ = ["LineKey", "Place", "Position", "Stripe"]
@@ -90,13 +90,15 @@ class Stripe(Numbered):
         """Return how many jobs each line has, by its key; walks nothing."""
         return iter(self._counts.items())
 
-    def unsorted(self, inboxes: InboxTable, index: int) -> Iterator[tuple[str, int, int]]:
-        """Return key, cursor and count of this stripe's inboxes that have news."""
-        for key, inbox in inboxes.items():
+    def unsorted(
+        self, inboxes: Iterable[tuple[str, Inbox]], index: int
+    ) -> Iterator[tuple[str, Inbox, int]]:
+        """Return those of these inboxes that are this stripe's and have news, with its cursors."""
+        for key, inbox in inboxes:
             if inbox.stripe == index:
                 cursor = self._cursors.get(key, 0)
                 if inbox.entries != cursor:
-                    yield key, cursor, inbox.entries
+                    yield key, inbox, cursor
 
     def cursor(self, key: str) -> int:
         """Return how many jobs of that inbox were sorted in."""
