@@ -52,7 +52,7 @@ with many more, a process holds what another one could run.
 """
 
 
-BATCHED = 32
+BATCHED = 64
 """So many jobs at most are run one after the other by one worker, and settled together.
 
 An agent holds twice as many: those, and what to go on with.

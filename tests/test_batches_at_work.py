@@ -37,6 +37,7 @@ from support.manual_clock import ManualClock
 from support.systems import LIMIT, Systems, read, settled, within
 
 SECOND = timedelta(seconds=1)
+MANY = range(3 * BATCHED)
 KNOWN = (
     jobs.note, jobs.note_and_gate, jobs.fail, jobs.exit_once, jobs.stop_once, jobs.pass_gate,
     jobs.raise_once, jobs.return_persistent, coroutines.future,
@@ -111,7 +112,7 @@ def test_many_jobs_are_run_one_after_the_other_by_one_worker(
     system = start(systems, size=3)
     first = put(system, Job(jobs.note_and_gate, "g"))
     gates["g"].wait_until_entered()
-    refs = put(system, *(Job(jobs.note, number) for number in range(100)))
+    refs = put(system, *(Job(jobs.note, number) for number in MANY))
     settled(system)
     with system.transaction() as connection:
         agent: Agent = get_queue(connection).dispatchers[system.uuid]["main"]
@@ -119,8 +120,8 @@ def test_many_jobs_are_run_one_after_the_other_by_one_worker(
     gates["g"].open()
     wait_for(system, *first, *refs)
     settled(system)
-    assert calls == ["g", *((number,) for number in range(100))]
-    assert max(batches_seen) == BATCHED and sum(batches_seen) == 101
+    assert calls == ["g", *((number,) for number in MANY)]
+    assert max(batches_seen) == BATCHED and sum(batches_seen) == len(MANY) + 1
     assert check(system.database) == []
 
 
