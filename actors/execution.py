@@ -152,7 +152,7 @@ class ThreadedExecution(Execution):
     def turn(self) -> Iterator[None]:
         # It is about the processors, and none of the clock's business. Where somebody has waited
         # in vain, whoever has it does not compute, or for long, and is not waited for again.
-        entered = not self._turn_lasts and self._turn.acquire(timeout=TURN_SECONDS)
+        entered = self._turn.acquire(timeout=0 if self._turn_lasts else TURN_SECONDS)
         self._turn_lasts = not entered
         try:
             yield

@@ -78,6 +78,19 @@ def test_who_does_not_end_is_waited_for_once(
     within(thread.join)
 
 
+@pytest.mark.usefixtures("long")
+def test_turns_go_on_where_one_has_ended_just_as_another_one_waited_in_vain(
+    threads: ThreadedExecution,
+) -> None:
+    # That one says so after the other has left.
+    threads._turn_lasts = True
+    with threads.turn():
+        thread, entered = entering(threads)
+        assert not entered.wait(0.05)
+    within(thread.join)
+    assert entered.is_set()
+
+
 def test_a_simulated_process_has_no_turns() -> None:
     with World() as world:
         stepped = world.process()._execution
