@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from datetime import timedelta
@@ -23,6 +24,9 @@ __all__ = ["Done", "DoneByAgent", "DoneTrees", "Shelf", "entry_key"]
 
 UNSORTED = 128
 """When so many are not sorted in yet, all are."""
+
+_PAGE = 64
+"""So many entries of a tree are read ahead."""
 
 Shelf = tuple[int, bool]
 """The day (since 1970) on which some done jobs are forgotten, and whether they failed."""
@@ -215,7 +219,11 @@ class DoneByAgent:
         until: datetime.datetime | None,
         failed: bool | None,
     ) -> Iterator[tuple[tuple[int, int], Job]]:
-        """Return the jobs as above, with the keys that several agents' jobs are merged by."""
+        """Return the jobs as above, with the keys that several agents' jobs are merged by.
+
+        They may be put, removed, sorted in and forgotten meanwhile: what was there at first is
+        returned once, unless it was taken away before its turn had come near.
+        """
         newest = None if until is None else _before("until", until)
         oldest = None if since is None else _before("since", since)
         entries, by_shelf = self._found()
@@ -227,12 +235,26 @@ class DoneByAgent:
             if (newest is None or key >= newest) and (oldest is None or key < oldest)
         ]
         latest.sort(key=entry_key)
-        trees = [tree for _, tree in by_shelf.items(failed)]
-        if oldest is None:
-            found = [tree.items(newest) for tree in trees]
-        else:
-            found = [tree.items(newest, oldest, excludemax=True) for tree in trees]
-        return heapq.merge(latest, *found, key=entry_key)
+        found = [_walk(tree, newest, oldest) for _, tree in by_shelf.items(failed)]
+        last = None
+        for entry in heapq.merge(latest, *found, key=entry_key):
+            # One of the latest may have been sorted in before its place there was come to.
+            if entry[0] != last:
+                yield entry
+            last = entry[0]
+
+
+def _walk(
+    tree: DoneJobs, newest: tuple[int, int] | None, oldest: tuple[int, int] | None
+) -> Iterator[tuple[tuple[int, int], Job]]:
+    """Return the entries from `newest` to before `oldest`, of a tree that may change meanwhile."""
+    # What iterates over a tree passes over the one behind each that is removed.
+    after, told = newest, False
+    while page := list(
+        itertools.islice(tree.items(after, oldest, told, oldest is not None), _PAGE)
+    ):
+        yield from page
+        after, told = page[-1][0], True
 
 
 def _before(name: str, when: datetime.datetime) -> tuple[int, int]:

@@ -276,6 +276,44 @@ def test_a_pack_keeps_those_that_are_not_sorted_in(world, view, agent):
     assert {job.args[0] for job in other.agent().completed} == {0, 1, 2}
 
 
+@pytest.mark.spec("D8")
+@pytest.mark.parametrize("number", [3, 9, 12], ids=["few", "some sorted in", "all sorted in"])
+def test_each_done_job_is_told_of_once_while_they_are_retried(view, agent, number):
+    with mock.patch("perdure.model.done.UNSORTED", 6), mock.patch("perdure.model.done._PAGE", 2):
+        jobs = [complete(view, fail) for _ in range(number)]
+        seen = []
+        for job in agent.completed:
+            seen.append(job)
+            if len(seen) == 2:
+                job.retry()
+        assert sorted(seen, key=jobs.index) == jobs
+        for job in agent.completed.between(failed=True):
+            job.retry()
+    view.commit()
+    assert {job.status for job in jobs} == {Status.PENDING} and not agent.completed
+
+
+@pytest.mark.spec("D8")
+def test_what_a_savepoint_has_kept_stays_when_what_came_then_is_rolled_back(view, agent):
+    jobs = [view.put(echo, number) for number in range(2)]
+    agent.size = 2
+    for job in jobs:
+        assert view.claim(agent) is job
+        job._begin()
+        job._end(None)
+        job._complete()
+    view.commit()
+    agent.settle_done(jobs[0])
+    savepoint = view.manager.savepoint()
+    agent.settle_done(jobs[1])
+    assert len(unsorted(agent)) == 1 and set(agent.completed) == set(jobs)
+    savepoint.rollback()
+    assert list(agent.completed) == [jobs[0]] and jobs[1] in agent
+    agent.settle_done(jobs[1])
+    view.commit()
+    assert set(agent.completed) == set(jobs) and agent._kept == agent.completed.counts()
+
+
 WHEN = st.integers(0, 5)
 STEPS = st.lists(
     st.one_of(
