@@ -193,7 +193,9 @@ class DoneByAgent:
         return sum(self.counts().values())
 
     def __bool__(self) -> bool:
-        return any(True for _ in self)
+        head = self._agent._done
+        # Each of them has one; they are not loaded.
+        return isinstance(head, Done) or bool(head.items())
 
     def __iter__(self) -> Iterator[Job]:
         return self.between()

@@ -277,6 +277,21 @@ def test_a_pack_keeps_those_that_are_not_sorted_in(world, view, agent):
 
 
 @pytest.mark.spec("D8")
+def test_whether_there_are_any_is_told_without_a_walk_over_them(world, view, agent):
+    for number in range(5):
+        complete(view, echo, number)
+    other = world.view()
+    mine = other.agent()
+    assert mine.size
+    loaded, _ = other.connection.getTransferCounts()
+    assert mine.completed and other.connection.getTransferCounts()[0] == loaded
+    for job in list(agent.completed):
+        agent._give_up(job)
+    assert not agent.completed
+    view.abort()
+
+
+@pytest.mark.spec("D8")
 @pytest.mark.parametrize("number", [3, 9, 12], ids=["few", "some sorted in", "all sorted in"])
 def test_each_done_job_is_told_of_once_while_they_are_retried(view, agent, number):
     with mock.patch("perdure.model.done.UNSORTED", 6), mock.patch("perdure.model.done._PAGE", 2):
