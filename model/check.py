@@ -234,7 +234,11 @@ class _Checker:
                 self._walk_completed(agent)
 
     def _walk_completed(self, agent: Agent) -> None:
-        kept, found = agent._kept or {}, agent.completed.counts()
+        try:
+            kept, found = agent._kept or {}, agent.completed.counts()
+        except PerdureError as error:
+            self._say(f"{agent!r}: {error}")
+            return
         if kept != found:
             self._say(f"{agent!r} counts {kept} done jobs by day and failure, and has {found}")
         for job in agent.completed:

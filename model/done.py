@@ -14,6 +14,7 @@ from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 from ZODB.utils import u64, z64
 
+from perdure.model.errors import PerdureError
 from perdure.model.moments import DAY_MICROSECONDS, checked_moment, microseconds
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ class Done(Persistent):
 
     def entries(self) -> Iterator[tuple[Job, int, Shelf]]:
         """Return its jobs, when they ended, and where they are to lie; loads none."""
+        if len(self._flat) % 3:
+            raise PerdureError(
+                f"a record of done jobs has {len(self._flat)} values, which is not three for each "
+                "job: the database is damaged"
+            )
         flat = iter(self._flat)
         for job, ended, code in zip(flat, flat, flat, strict=True):
             yield job, ended, (code // 2, bool(code % 2))

@@ -231,6 +231,13 @@ def test_an_agent_that_counts_its_done_jobs_wrongly_is_found(view):
     assert "counts" in only(view)
 
 
+def test_a_record_of_done_jobs_that_lacks_something_is_found(view):
+    agent, _ = completed(view)
+    agent._done._flat = agent._done._flat[:-1]
+    agent._done._p_changed = True
+    assert "has 2 values, which is not three for each" in only(view)
+
+
 def test_an_empty_line_is_found(view):
     sorted_in(view, 1)
     stripe = view.queue.stripes[0]
