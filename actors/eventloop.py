@@ -109,7 +109,7 @@ class EventLoop:
         finally:
             asyncio.set_event_loop(None)
             # Those of a process that has crashed end with it, and it says no word of them.
-            for task in asyncio.all_tasks(self._loop):
+            for task in asyncio.all_tasks(self._loop) if self._execution.has_crashed else ():
                 _collect_silently(task)
             self._loop.close()
 
