@@ -7,7 +7,7 @@ import random
 from datetime import timedelta
 from typing import Any
 
-from perdure.model import Failure, Job, Status, get_queue
+from perdure.model import Failure, Job, JobNotFoundError, JobRef, Status, get_queue
 from perdure.model.ref import find_job
 from perdure.testing import Process, Seeded, World, turmoil
 from support.simulated import root
@@ -66,6 +66,8 @@ class Books:
     def __init__(self, world: World) -> None:
         self.world = world
         self.put = 0
+        self.tried: list[JobRef] = []
+        """What was put in a transaction, whatever became of that."""
 
     def work(self, process: Process, chance: random.Random) -> None:
         """Put a job or two, in a transaction of the application's or without one."""
@@ -82,6 +84,7 @@ class Books:
             job = self._job(kind, name, chance)
             connection.root()[f"{name}, put"] = 1
             ref = get_queue(connection, "").put(job).ref
+            self.tried.append(ref)
         self.world.acknowledged.append(ref)
 
     def _put_group(self, process: Process, chance: random.Random) -> None:
@@ -100,6 +103,7 @@ class Books:
             for job in jobs:
                 connection.root()[f"{job.args[0]}, put"] = 1
             refs = [job.ref for job in get_queue(connection, "").put_many(jobs)]
+            self.tried += refs
         self.world.acknowledged += refs
 
     def _job(self, kind: int, name: str, chance: random.Random) -> Any:
@@ -122,8 +126,12 @@ class Books:
             counted = dict(connection.root())
             ended = {}
             numbers = []
-            for ref in self.world.acknowledged:
-                job = find_job(connection, ref)
+            # Some are there although their put has raised.
+            for ref in dict.fromkeys([*self.world.acknowledged, *self.tried]):
+                try:
+                    job = find_job(connection, ref)
+                except JobNotFoundError:
+                    continue
                 if job.status is not Status.COMPLETED:
                     continue
                 for each in (job, *job.callbacks):
