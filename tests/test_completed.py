@@ -211,6 +211,19 @@ def unsorted(agent):
     return found
 
 
+def unsettled(view, agent, number):
+    """Jobs that are done, and that the agent has still."""
+    jobs = [view.put(echo, each) for each in range(number)]
+    agent.size = number
+    for job in jobs:
+        assert view.claim(agent) is job
+        job._begin()
+        job._end(None)
+        job._complete()
+    view.commit()
+    return jobs
+
+
 @pytest.mark.spec("D8")
 def test_a_job_that_is_done_alone_is_written_once_and_by_itself(view, agent):
     complete(view, echo, 1)
@@ -225,14 +238,7 @@ def test_a_job_that_is_done_alone_is_written_once_and_by_itself(view, agent):
 @pytest.mark.spec("D8")
 def test_what_one_transaction_settles_is_in_one_record(view, agent):
     complete(view, echo, 0)
-    jobs = [view.put(echo, number) for number in range(3)]
-    agent.size = 3
-    for job in jobs:
-        assert view.claim(agent) is job
-        job._begin()
-        job._end(None)
-        job._complete()
-    view.commit()
+    jobs = unsettled(view, agent, 3)
     agent.settle_all()
     view.commit()
     assert [{job for job, _, _ in each.entries()} for each in unsorted(agent)][0] == set(jobs)
@@ -310,14 +316,7 @@ def test_each_done_job_is_told_of_once_while_they_are_retried(view, agent, numbe
 
 @pytest.mark.spec("D8")
 def test_what_a_savepoint_has_kept_stays_when_what_came_then_is_rolled_back(view, agent):
-    jobs = [view.put(echo, number) for number in range(2)]
-    agent.size = 2
-    for job in jobs:
-        assert view.claim(agent) is job
-        job._begin()
-        job._end(None)
-        job._complete()
-    view.commit()
+    jobs = unsettled(view, agent, 2)
     agent.settle_done(jobs[0])
     savepoint = view.manager.savepoint()
     agent.settle_done(jobs[1])
