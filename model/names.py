@@ -30,10 +30,10 @@ def name_of(thing: object) -> str:
     """
     module = getattr(thing, "__module__", None)
     qualname = getattr(thing, "__qualname__", None)
-    # Most are this, and the rest of it takes ten times as long.
+    # Most are this, and need none of what follows.
     if type(thing) is FunctionType and isinstance(module, str) and module != "__main__":
         namespace = getattr(sys.modules.get(module), "__dict__", {})
-        if namespace.get(qualname) is thing and module != _real_name(sys.modules["__main__"]):
+        if namespace.get(qualname) is thing and module != _real_name(sys.modules.get("__main__")):
             return f"{module}:{qualname}"
     if inspect.isbuiltin(thing):
         owner = thing.__self__
