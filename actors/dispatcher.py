@@ -546,8 +546,7 @@ class DispatcherActor(DatabaseActor):
                     agent.interrupt(held[claim])
         for claim in finished.unbegun:
             agent.give_back(claim.ref, claim.number)
-        for completion in finished.completed:
-            agent.settle_completed(completion)
+        agent.settle_completed(*finished.completed)
         if settle_all:
             agent.settle_all()
         for claim in finished.ran:

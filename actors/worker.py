@@ -39,7 +39,7 @@ from perdure.model.errors import JobNotFoundError, ReassignedError, StopRequeste
 from perdure.model.failure import Failure
 from perdure.model.grouping import Group, GroupRunner
 from perdure.model.internal import InternalJob
-from perdure.model.job import Job
+from perdure.model.job import Job, call_of
 from perdure.model.logs import SUCCEEDED, events, fields, placed, trace
 from perdure.model.moments import microseconds, moment
 from perdure.model.ref import JobRef, find_job, plain_job
@@ -238,7 +238,7 @@ class WorkerActor(Actor):
         )
 
     def _ends(self, ref: JobRef, job: Job, began: int, ended: int) -> None:
-        call, result = repr(job), job._result
+        result = job._result
         if trace.isEnabledFor(logging.INFO):
             known = fields(job)
             trace.info("%r is started", job, extra=known)
@@ -247,10 +247,12 @@ class WorkerActor(Actor):
         name, completed = job.callable_name, job._callbacks_end is not None
         text = "None" if result is None else _cut(_text(result))
         thread = self._thread_name
+        # What it is called with may be another thing when somebody asks.
+        call = repr(job) if job._args or job._kwargs else None
 
         def report() -> JobReport:
             return JobReport(
-                ref, call, name, self._queue, self._agent, thread, (), moment(began),
+                ref, call or call_of(ref, name), name, self._queue, self._agent, thread, (), moment(began),
                 moment(ended), completed, False, False, text,
             )  # fmt: skip
 

@@ -15,7 +15,7 @@ from ZODB.utils import p64
 from perdure.model import names
 from perdure.model.aliases import current_name
 from perdure.model.compact import packed_agent, unpacked_agent
-from perdure.model.done import Done, DoneByAgent, DoneTrees
+from perdure.model.done import Done, DoneByAgent, DoneTrees, Shelf
 from perdure.model.environment import clock_of
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
@@ -28,7 +28,7 @@ from perdure.model.moments import Duration, microseconds
 from perdure.model.ref import JobRef
 from perdure.model.resolving import family, is_loadable, is_whole
 from perdure.model.status import Status
-from perdure.model.tally import Tally
+from perdure.model.tally import Tally, day_of
 
 if TYPE_CHECKING:
     from perdure.model.dispatchers import DispatcherRecord
@@ -460,7 +460,7 @@ class Agent(Tally, Guarded):
         """
         job, held = self._held.get(p64(ref.oid), (None, 0))
         # The number of an object is its own within one database only.
-        if job is None or held != number or JobRef.of(job) != ref:
+        if job is None or held != number or not ref._is_of(job):
             return
         # One for a group was not looked at when it was claimed.
         if is_loadable(job) and (held > 0 or is_whole(job)):
@@ -468,23 +468,29 @@ class Agent(Tally, Guarded):
         else:
             self._leave(job, held)
 
-    def settle_completed(self, completion: Completion) -> None:
-        """Do as `settle` for a job that its worker says it has completed, without loading it.
+    def settle_completed(self, *completions: Completion) -> None:
+        """Do as `settle` for jobs that their workers say they have completed, and load none.
 
         It needs no more: whatever becomes of such a job, its agent's record is written too.
         """
-        ref, number, ended, failed, keep = completion
-        oid = p64(ref.oid)
-        job, held = self._held.get(oid, (None, 0))
-        if job is None or held != number or JobRef.of(job) != ref:
-            return
         if self.queue.side:
-            self.settle(ref, number)
+            for ref, number, *_ in completions:
+                self.settle(ref, number)
             return
-        self._drop(oid)
-        if keep is None:
-            keep = self._usual_keep(failed=failed)
-        self._count(self.completed.put(job, ended, keep, failed=failed), ended)
+        usual = {failed: self._usual_keep(failed=failed) for failed in (False, True)}
+        done = self.completed
+        counts: dict[tuple[Shelf, int], int] = {}
+        for ref, number, ended, failed, keep in completions:
+            oid = p64(ref.oid)
+            job, held = self._held.get(oid, (None, 0))
+            if job is None or held != number or not ref._is_of(job):
+                continue
+            self._drop(oid)
+            shelf = done.put(job, ended, usual[failed] if keep is None else keep, failed=failed)
+            counted = shelf, day_of(ended)
+            counts[counted] = counts.get(counted, 0) + 1
+        for (shelf, day), count in counts.items():
+            self._count(shelf, day, count)
 
     def settle_done(self, job: Job) -> None:
         """Let a COMPLETED job be among the done ones, if it is not yet."""
@@ -560,7 +566,7 @@ class Agent(Tally, Guarded):
         self._fold_side_records(job)
         shelf = self.completed.add(job, self._keep(job))
         assert job._callbacks_end is not None
-        self._count(shelf, job._callbacks_end)
+        self._count(shelf, day_of(job._callbacks_end))
 
     def _give_up(self, job: Job) -> None:
         """Take a done job out of `completed`, since it is to be run once more."""
@@ -604,9 +610,9 @@ class Agent(Tally, Guarded):
         return KEPT_BY_DEFAULT
 
     def _drop(self, oid: bytes) -> None:
-        if oid in self._held or oid in self._left:
-            self._held.pop(oid, None)
-            self._left.pop(oid, None)
+        held = self._held.pop(oid, None)
+        left = self._left.pop(oid, None)
+        if held or left:
             self._p_changed = True
 
     def give_back(self, ref: JobRef, number: int) -> None:
@@ -615,7 +621,7 @@ class Agent(Tally, Guarded):
         Harmless when repeated. One that has begun counts as interrupted.
         """
         job, held = self._held.get(p64(ref.oid), (None, 0))
-        if job is None or held != number or JobRef.of(job) != ref:
+        if job is None or held != number or not ref._is_of(job):
             return
         if not is_whole(job) or not job._is_unbegun(number):
             self.interrupt(job)

@@ -26,6 +26,8 @@ __all__ = ["Done", "DoneByAgent", "DoneTrees", "Shelf", "entry_key"]
 UNSORTED = 128
 """When so many are not sorted in yet, all are."""
 
+_MICROSECOND = timedelta(microseconds=1)
+
 _PAGE = 64
 """So many entries of a tree are read ahead."""
 
@@ -36,8 +38,8 @@ Shelf = tuple[int, bool]
 class DoneJobs(OOBTree):
     """The done jobs of one shelf, by minus the moment of their end, and their oids as numbers."""
 
-    max_leaf_size = 30
-    max_internal_size = 60
+    max_leaf_size = 60
+    max_internal_size = 30
 
 
 class Done(Persistent):
@@ -152,7 +154,7 @@ class DoneByAgent:
 
     def put(self, job: Job, ended: int, keep: timedelta, *, failed: bool) -> Shelf:
         """Do as `add` for a job that ended at `ended`, in microseconds; does not load it."""
-        last = keep // timedelta(microseconds=1) + ended
+        last = keep // _MICROSECOND + ended
         shelf = -(-last // DAY_MICROSECONDS), failed
         done = self._agent._done
         if not isinstance(done, Done) or not done.is_open:

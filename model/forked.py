@@ -9,7 +9,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from perdure.model.job import Job
 
-__all__ = ["end_forked_child", "ending_forked_children"]
+__all__ = ["end_forked_child", "ending_forked_children", "forks"]
+
+
+_forks = 0
+
+
+def _count() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count)
+
+
+def forks() -> int:
+    """Return how many forks lie between this process and the one that has loaded this module.
+
+    It tells a child from its parent, and is no question to the system, as that for its id is.
+    """
+    return _forks
 
 
 def end_forked_child(job: Job) -> None:
@@ -28,11 +47,11 @@ class ending_forked_children:  # noqa: N801
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._process = os.getpid()
+        self._forks = forks()
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *exc_info: object) -> None:
-        if os.getpid() != self._process:
+        if forks() != self._forks:
             end_forked_child(self._job)

@@ -17,6 +17,7 @@ from perdure.model.aliases import current_name
 from perdure.model.environment import environment
 from perdure.model.errors import CallableNotFoundError, NotStorableError
 from perdure.model.policy import registered_retry_policy
+from perdure.model.ref import job_class
 
 if TYPE_CHECKING:
     from perdure.model.agent import Agent
@@ -101,9 +102,7 @@ def batch_of(job: Job) -> str:
 
 def _has_nothing_to_it(job: Job) -> bool:
     """Tell whether all that a claim could look at in a job, which is loaded, is as in most."""
-    from perdure.model.job import Job
-
-    if type(job) is not Job or job._alone:
+    if type(job) is not job_class() or job._alone:
         return False
     if job._quota_names or job._begin_by is not None or job._policy is not None:
         return False

@@ -12,7 +12,6 @@ whose commit fails.
 from __future__ import annotations
 
 import inspect
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -30,7 +29,7 @@ from perdure.model.clock import Clock, StopSignal
 from perdure.model.errors import BadStatusError, StopRequested
 from perdure.model.failure import Failure
 from perdure.model.fence import Refusal
-from perdure.model.forked import end_forked_child
+from perdure.model.forked import end_forked_child, forks
 from perdure.model.job import Job
 from perdure.model.lane import Lane
 from perdure.model.logs import events, fields, trace
@@ -439,7 +438,7 @@ class _Fence:
         """Whether a job has ended the transaction by itself."""
         self._calling = False
         self._thread = threading.get_ident()
-        self._process = os.getpid()
+        self._forks = forks()
         self._job: Any = None
         self._tokens: tuple[Any, Any] | None = None
 
@@ -451,11 +450,11 @@ class _Fence:
 
     def __enter__(self) -> None:
         self._thread = threading.get_ident()
-        self._process = os.getpid()
+        self._forks = forks()
         self._calling = True
 
     def __exit__(self, *exc_info: object) -> None:
-        if os.getpid() != self._process:
+        if forks() != self._forks:
             end_forked_child(self._job)
         self._calling = False
         assert self._tokens is not None

@@ -52,7 +52,8 @@ class Guarded(Persistent):
             cls._guards = MappingProxyType({**cls._guards, **own})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        guard = type(self)._guards.get(name)
+        # ZODB sets half a dozen names with an underscore at each store; no guard has one.
+        guard = None if name[0] == "_" else type(self)._guards.get(name)
         if guard is None:
             super().__setattr__(name, value)
         else:

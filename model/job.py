@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from perdure.model.callbacks import CallbackProxy
     from perdure.model.policy import PolicyFactory
 
-__all__ = ["Job", "as_job"]
+__all__ = ["Job", "as_job", "call_of"]
 
 _in_repr: contextvars.ContextVar[bool] = contextvars.ContextVar("perdure job repr", default=False)
 
@@ -85,10 +85,7 @@ class Job(JobRecord):
         return state
 
     def _identity(self) -> str:
-        if self._p_oid is None:
-            return "(not stored)"
-        ref = JobRef.of(self)
-        return f"{ref.oid:x} (database {ref.database_name!r})"
+        return "(not stored)" if self._p_oid is None else _identity_of(JobRef.of(self))
 
     def call_text(self) -> str:
         """Return the call as a text, with its arguments, each cut at 80 characters."""
@@ -432,6 +429,15 @@ class Job(JobRecord):
 
     def _children(self) -> list[Job]:
         return self.callbacks
+
+
+def _identity_of(ref: JobRef) -> str:
+    return f"{ref.oid:x} (database {ref.database_name!r})"
+
+
+def call_of(ref: JobRef, callable_name: str) -> str:
+    """Return the `repr` of a plain job without arguments, of which no more is at hand."""
+    return f"<Job {_identity_of(ref)} {callable_name}()>"
 
 
 def as_job(item: Any) -> Job:

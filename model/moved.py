@@ -14,6 +14,11 @@ from perdure.model.queues import find_queues
 
 __all__ = ["aliases", "class_factory", "remove_alias", "set_alias"]
 
+_OWN_MODULES = "perdure.model."
+
+_own: dict[tuple[str, str], Any] = {}
+"""The classes of Perdure's that were found: each record of a job names two of them."""
+
 
 def set_alias(connection: Any, old: str, new: str) -> None:
     """Let the stored name `old` stand for `new` from now on, in all processes.
@@ -81,6 +86,8 @@ def class_factory(connection: Any, module: str, name: str) -> Any:
     when it began to work with the database. Called by ZODB in the thread of `connection`.
     """
     table = environment(connection.db()).aliases
+    if not table and (module, name) in _own:
+        return _own[module, name]
     if table:
         stored = f"{module}:{name}"
         current = translate(table, stored)
@@ -91,7 +98,10 @@ def class_factory(connection: Any, module: str, name: str) -> Any:
                 # Broken under its old name, by which the table can be mended.
                 pass
     try:
-        return ZODB.broken.find_global(module, name)
+        found = ZODB.broken.find_global(module, name)
+        if module.startswith(_OWN_MODULES):
+            _own[module, name] = found
+        return found
     except NOT_OF_THE_CODE:
         raise
     # A module may raise anything when it is imported; that must not make the records

@@ -41,6 +41,9 @@ __all__ = ["JobRecord"]
 
 _MICROSECOND = timedelta(microseconds=1)
 _STATUSES = {status.value: status for status in Status}
+# An enumeration's value is asked for by a call.
+_NEW, _ACTIVE = Status.NEW.value, Status.ACTIVE.value
+_CALLBACKS, _COMPLETED = Status.CALLBACKS.value, Status.COMPLETED.value
 
 SUSPECT_AFTER = 2
 """How many processes end under a job before it is suspect."""
@@ -50,7 +53,7 @@ class JobRecord(Guarded):
     """The states, the moments and the settings of a job; see `perdure.model.Job`."""
 
     # What is not set is not stored: these are the defaults.
-    _status_name = Status.NEW.value
+    _status_name = _NEW
     _args: tuple[Any, ...] | list[Any] = ()
     _kwargs: dict[str, Any] | None = None
     _result: Any = None
@@ -108,7 +111,7 @@ class JobRecord(Guarded):
         is told of, and is left to a process that can.
         """
         state = unpacked(state)
-        name = state.get("_status_name", Status.NEW.value)
+        name = state.get("_status_name", _NEW)
         if name not in _STATUSES:
             raise BadStatusError(
                 f"its status is {name!r}, which this version of Perdure does not know: run it "
@@ -177,7 +180,7 @@ class JobRecord(Guarded):
 
     def _is_unwritten(self, agent: Agent | None) -> bool:
         """Tell whether nothing was written since it was put, so that a claim may be unwritten."""
-        if self._agent is not None or self._status_name != Status.NEW.value:
+        if self._agent is not None or self._status_name != _NEW:
             return False
         return self._queue is not None and (agent is None or agent.queue is self._queue)
 
@@ -466,8 +469,8 @@ class JobRecord(Guarded):
             self._agent = None
         else:
             self._move(arrow)
-        if self._status_name != Status.NEW.value:
-            self._status_name = Status.NEW.value
+        if self._status_name != _NEW:
+            self._status_name = _NEW
         self._queue = queue
         self._stamp = stamp
         if self._active_start is not None:
@@ -520,7 +523,7 @@ class JobRecord(Guarded):
         What is to be stored is stored with the result; the claim says that it may have begun.
         """
         self.__dict__.update(
-            _agent=agent, _claim=-number, _status_name=Status.ACTIVE.value, _active_start=now
+            _agent=agent, _claim=-number, _status_name=_ACTIVE, _active_start=now
         )
 
     def _begin_in_batch(self, agent: Agent, number: int, now: int) -> None:
@@ -528,7 +531,7 @@ class JobRecord(Guarded):
         self._p_activate()
         self.__dict__.pop("_previous", None)
         self.__dict__.update(
-            _agent=agent, _claim=-number, _status_name=Status.ACTIVE.value, _active_start=now
+            _agent=agent, _claim=-number, _status_name=_ACTIVE, _active_start=now
         )
         self._p_changed = True
 
@@ -541,7 +544,7 @@ class JobRecord(Guarded):
         state.update(
             _agent=agent,
             _claim=-number,
-            _status_name=(Status.COMPLETED if done else Status.CALLBACKS).value,
+            _status_name=_COMPLETED if done else _CALLBACKS,
             _active_start=began,
             _active_end=now,
         )

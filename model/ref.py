@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from perdure.model.given import checked_connection, checked_stored
 if TYPE_CHECKING:
     from perdure.model.job import Job
 
-__all__ = ["JobRef", "find_job", "locate", "plain_job"]
+__all__ = ["JobRef", "find_job", "job_class", "locate", "plain_job"]
 
 _UNNAMED = "unnamed"
 _TEXT = re.compile(r"(?:(?P<database>.+):)?(?:0x)?(?P<oid>[0-9a-f]{1,16})", re.IGNORECASE)
@@ -33,6 +34,10 @@ class JobRef:
     oid: int
     database_name: str = _UNNAMED
 
+    def __hash__(self) -> int:
+        # Asked for several times for each job; there is hardly ever a second database.
+        return hash(self.oid)
+
     def __str__(self) -> str:
         if self.database_name == _UNNAMED:
             return f"{self.oid:x}"
@@ -45,6 +50,13 @@ class JobRef:
         if jar is None or persistent._p_oid is None:
             raise JobNotFoundError(f"{persistent!r} was not stored yet: put it first")
         return cls(u64(persistent._p_oid), jar.db().database_name)
+
+    def _is_of(self, job: Job) -> bool:
+        """Tell whether it is the reference of `job`, which is stored; makes none to compare."""
+        jar = job._p_jar
+        if jar is None or u64(job._p_oid) != self.oid:
+            return False
+        return bool(jar.db().database_name == self.database_name)
 
     @classmethod
     def parse(cls, text: str) -> JobRef:
@@ -113,17 +125,24 @@ def plain_job(connection: Any, ref: JobRef) -> Job:
     For who knows that it is one: to ask for an object whose class is not known loads its record
     once more.
     """
-    from perdure.model.job import Job
-
     if ref.database_name != connection.db().database_name:
         connection = connection.get_connection(ref.database_name)
     oid = p64(ref.oid)
     cache = connection._cache
     found = cache.get(oid)
     if found is None:
-        found = Job.__new__(Job)
+        kind = job_class()
+        found = kind.__new__(kind)
         cache.new_ghost(oid, found)
     return cast("Job", found)
+
+
+@functools.cache
+def job_class() -> type[Job]:
+    """Return the class `Job`; for modules that it imports, where an import would show."""
+    from perdure.model.job import Job
+
+    return Job
 
 
 def _ref_of(job: Job | JobRef | str) -> JobRef:

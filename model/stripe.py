@@ -58,6 +58,13 @@ class LineKey(NamedTuple):
     """Whether they may be run in a batch instead."""
 
 
+class Line(OOBTree):
+    """The jobs of a line, by their positions."""
+
+    max_leaf_size = 60
+    max_internal_size = 30
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a sorted job stands."""
@@ -122,7 +129,7 @@ class Stripe(Numbered):
                 key = key._replace(group="", batch=False)
                 line = self._lines.get(key)
         if line is None:
-            line = self._lines[key] = OOBTree()
+            line = self._lines[key] = Line()
         due, stamp = position
         while (due, stamp) in line:
             stamp += 1

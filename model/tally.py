@@ -76,17 +76,17 @@ class Tally:
             found = [*found, (day, (counts[0], counts[1]))]
         return found
 
-    def _count(self, shelf: Shelf, ended: int) -> None:
-        """Count a job that ended at `ended`, in microseconds, and was put on `shelf`."""
-        self._add_kept(shelf, 1)
-        day, failed = day_of(ended), shelf[1]
+    def _count(self, shelf: Shelf, day: int, number: int = 1) -> None:
+        """Count jobs that ended on `day`, in days since 1970, and were put on `shelf`."""
+        self._add_kept(shelf, number)
+        failed = number if shelf[1] else 0
         if self._day is not None and self._day[0] != day:
             if self._past is None:
                 self._past = DayCounts()
             self._past.add(*self._day)
             self._day = None
         _, successes, failures = self._day or (day, 0, 0)
-        self._day = day, successes + (not failed), failures + failed
+        self._day = day, successes + number - failed, failures + failed
 
     def _add_kept(self, shelf: Shelf, number: int) -> None:
         # A new mapping, since an attribute that is set is an attribute that is stored.

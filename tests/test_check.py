@@ -10,6 +10,7 @@ from ZODB.MappingStorage import MappingStorage
 from perdure.model import Job, NotInstalledError, check, install
 from perdure.model.internal import InternalJob
 from perdure.model.stripe import LineKey
+from perdure.model.tally import day_of
 from support.callables import echo
 from support.world import HOUR, World
 
@@ -118,7 +119,7 @@ def test_a_job_in_an_inbox_and_in_a_line_is_found(view):
 def test_a_job_that_is_kept_as_done_twice_is_found(view):
     agent, job = completed(view)
     other = view.agent(2)
-    other._count(other.completed.add(job, HOUR), job._callbacks_end)
+    other._count(other.completed.add(job, HOUR), day_of(job._callbacks_end))
     assert "is in 2 places" in only(view)
 
 
@@ -186,7 +187,7 @@ def test_a_job_with_an_agent_that_has_another_status_is_found(view):
     job._callbacks_end = 1
     view.commit()
     assert view.world.check() == []  # done, and not settled yet
-    agent._count(agent.completed.add(job, HOUR), job._callbacks_end)
+    agent._count(agent.completed.add(job, HOUR), day_of(job._callbacks_end))
     assert "is in 2 places" in only(view)
 
 
