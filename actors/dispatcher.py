@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from transaction.interfaces import TransientError
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.POSException import ConflictError, POSKeyError
-from ZODB.utils import p64
+from ZODB.utils import p64, u64
 
 from perdure.actors.base import handles
 from perdure.actors.context import Context, agent_role
@@ -576,6 +576,7 @@ class DispatcherActor(DatabaseActor):
         if taken and taken[0].batch and len(agent) == len(taken):
             agent.begin_at_once(taken[0])
         claims = []
+        database = self._connection.db().database_name
         for job, number, group, small, batch in taken:
             if small:
                 state.small.add(job._p_oid)
@@ -587,7 +588,9 @@ class DispatcherActor(DatabaseActor):
                 group, name = "", group
             else:
                 name = "" if group else job.callable_name
-            claims.append(Claimed(JobRef.of(job), number, light, group, name, plain, batch))
+            own = job._p_jar is self._connection
+            ref = JobRef(u64(job._p_oid), database) if own else JobRef.of(job)
+            claims.append(Claimed(ref, number, light, group, name, plain, batch))
         return claims
 
     def _most_of(self, name: str) -> int:

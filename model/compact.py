@@ -53,8 +53,59 @@ _MOMENTS = ("_begin_after", "_active_start", "_active_end", "_callbacks_end")
 """Moments in microseconds, each stored as what has passed since the one before, or the stamp."""
 
 
-def packed(state: Mapping[str, Any]) -> dict[Any, Any]:
+_IN_ORDER = (
+    "_callable",
+    "_args",
+    "_queue",
+    "_stamp",
+    "_begin_after",
+    "_previous",
+    "_transactional",
+    "_status_name",
+    "_agent",
+    "_claim",
+    "_active_start",
+    "_active_end",
+    "_callbacks_end",
+    "_result",
+)
+"""What most jobs have, and no more: their values are stored in this order, as far as there are any.
+
+Of all that is in a record, keys as well, ZODB asks whether it is a persistent object; so keys are
+not stored where they need not be. Like the numbers, this order is in databases.
+"""
+_USUAL = frozenset(_IN_ORDER)
+
+
+def packed(state: Mapping[str, Any]) -> dict[Any, Any] | tuple[Any, ...]:
     """Return a job's state as it is stored; what is None is so by default."""
+    get = state.get
+    stamp = get("_stamp")
+    if stamp is None or not state.keys() <= _USUAL:
+        return _numbered(state)
+    since = stamp
+    moments: list[int | None] = []
+    for name in _MOMENTS:
+        moment = get(name)
+        if moment is None:
+            moments.append(None)
+        else:
+            moments.append(moment - since)
+            since = moment
+    begin_after, start, end, callbacks_end = moments
+    status = get("_status_name")
+    found = (
+        get("_callable"), get("_args"), get("_queue"), stamp, begin_after, get("_previous"),
+        get("_transactional"), None if status == "new" else _STATUSES.get(status or "", status),
+        get("_agent"), get("_claim"), start, end, callbacks_end, get("_result"),
+    )  # fmt: skip
+    length = len(found)
+    while found[length - 1] is None:
+        length -= 1
+    return found[:length]
+
+
+def _numbered(state: Mapping[str, Any]) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     number_of = _NUMBERS.get
     for name, value in state.items():
@@ -78,10 +129,12 @@ def packed(state: Mapping[str, Any]) -> dict[Any, Any]:
     return found
 
 
-def unpacked(state: Mapping[Any, Any] | None) -> dict[str, Any]:
+def unpacked(state: Mapping[Any, Any] | tuple[Any, ...] | None) -> dict[str, Any]:
     """Return a job's state from what is stored."""
     if not state:
         return {}
+    if isinstance(state, tuple):
+        return _from_order(state)
     found = {_NAMES.get(key, key): value for key, value in state.items()}
     if 4 in state:
         status = state[4]
@@ -92,6 +145,19 @@ def unpacked(state: Mapping[Any, Any] | None) -> dict[str, Any]:
             if number in state:
                 since += state[number]
                 found[name] = since
+    return found
+
+
+def _from_order(state: tuple[Any, ...]) -> dict[str, Any]:
+    found = {name: value for name, value in zip(_IN_ORDER, state) if value is not None}
+    status = found.get("_status_name")
+    if status is not None:
+        found["_status_name"] = _STATUS_NAMES.get(status, status)
+    since = found["_stamp"]
+    for name in _MOMENTS:
+        passed = found.get(name)
+        if passed is not None:
+            found[name] = since = since + passed
     return found
 
 
@@ -134,7 +200,7 @@ def unpacked_agent(state: Mapping[Any, Any] | None) -> dict[str, Any]:
             numbers = struct.unpack(f">{len(jobs)}q", entries[0])
         else:
             # As it was written at first: each job with its number behind it.
-            jobs, numbers = entries[::2], entries[1::2]
+            jobs, numbers = entries[::2], tuple(entries[1::2])
         found[name] = {
             job._p_oid: (job, number) for job, number in zip(jobs, numbers, strict=True)
         }

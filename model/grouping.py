@@ -155,7 +155,7 @@ class Group:
     """These were not begun, and are not to be, since the system stops."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Called:
     """A job that was called, and is to be stored with what it returned."""
 
@@ -202,6 +202,10 @@ class GroupRunner:
         self._fence = _Fence()
         self._touched: list[Job] = []
         self._functions: dict[str, Callable[..., Any]] = {}
+        self._began = 0
+        """When the attempt that is under way began, in microseconds since 1970."""
+        self._begun = self._latest = 0.0
+        """The same by the clock that only goes on, and when a call was over last."""
 
     def run(self, connection: Any, agent: Agent, claims: Iterable[tuple[Claim, str]]) -> Group:
         """Run these, each given with the name of what it calls; return what became of them.
@@ -266,11 +270,12 @@ class GroupRunner:
         # For a storage that is far away: asked for all at once.
         connection.prefetch([p64(claim.ref.oid) for claim in left])
         called: list[_Called] = []
-        begun = self._clock.monotonic()
+        self._began = microseconds(self._clock.now())
+        self._begun = self._latest = self._clock.monotonic()
         for claim, name in tuple(left.items()):
             if self._stop.is_set():
                 raise StopRequested("the system stops: a group is not run")
-            if called and self._clock.monotonic() - begun > GROUP_SECONDS:
+            if called and self._latest - self._begun > GROUP_SECONDS:
                 del left[claim]
                 group.rest.append(claim)
                 continue
@@ -289,6 +294,7 @@ class GroupRunner:
                 raise
             # The job's own code may raise anything; that is dealt with where it is alone.
             except BaseException as error:
+                self._latest = self._clock.monotonic()
                 trace.info("%r is run alone, for %r", job, error, extra=fields(job))
                 del left[claim]
                 group.alone.append(claim)
@@ -340,13 +346,18 @@ class GroupRunner:
     def _call(self, agent: Agent, claim: Claim, name: str, job: Job) -> _Called:
         function = self._function(job)
         self._touched.append(job)
-        began = microseconds(self._clock.now())
+        # One clock tells both how long it takes and when that was.
+        start = self._clock.monotonic()
+        began = self._began + int((start - self._begun) * 1_000_000)
         job._run_in_group(agent, claim.number, began)
         self._on_begin(claim.ref, name, began)
-        start = self._clock.monotonic()
         with self._fence.in_call(job, claim.ref):
-            result = function(*fresh(job._args), **fresh(job._kwargs or {}))
-        self._experience.took(name, self._clock.monotonic() - start)
+            if job._args or job._kwargs:
+                result = function(*fresh(job._args), **fresh(job._kwargs or {}))
+            else:
+                result = function()
+        self._latest = self._clock.monotonic()
+        self._experience.took(name, self._latest - start)
         if self._fence.broken:
             raise _NotForGroups("it has ended its transaction by itself")
         if not is_plain(result):
@@ -445,7 +456,7 @@ class _Fence:
     def in_call(self, job: Job, ref: JobRef) -> _Fence:
         """While the code of `job` runs: it is the current job, and the logs say so."""
         self._job = job
-        self._tokens = local.enter(local.Running(job, job)), logs.enter(job=str(ref))
+        self._tokens = local.enter(local.Running(job, job)), logs.enter(job=ref)
         return self
 
     def __enter__(self) -> None:

@@ -74,6 +74,8 @@ class Job(JobRecord):
 
     def __getstate__(self) -> Any:
         state = super().__getstate__()
+        if not self._args and not self._kwargs:
+            return state
         # What was changed deep inside an argument was not checked yet.
         values = [*self._args, *(self._kwargs or {}).values()]
         if self._p_jar is not None and not all(map(is_fixed, values)):

@@ -43,7 +43,7 @@ class Current(Protocol):
         """Tell whether `job` is that one, or the one that was claimed, not some copy."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Running:
     """The job that runs in this thread, and the one that the thread works for."""
 

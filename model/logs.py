@@ -24,7 +24,7 @@ trace.addHandler(logging.NullHandler())
 
 _FIELDS = ("job", "queue", "agent", "dispatcher")
 
-_place: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar(
+_place: contextvars.ContextVar[Mapping[str, object]] = contextvars.ContextVar(
     "perdure place of log records", default=MappingProxyType({})
 )
 
@@ -36,7 +36,8 @@ class _Completion(logging.Filter):
         known = _place.get()
         for name in _FIELDS:
             if not hasattr(record, name):
-                setattr(record, name, known.get(name, ""))
+                # A reference becomes a text when somebody reads it.
+                setattr(record, name, str(known.get(name, "")))
         return True
 
 
@@ -52,12 +53,12 @@ def place(**known: str) -> None:
     _place.set({**_place.get(), **known})
 
 
-def enter(**known: str) -> contextvars.Token[Mapping[str, str]]:
+def enter(**known: object) -> contextvars.Token[Mapping[str, object]]:
     """Do as `place`, until `leave`."""
     return _place.set({**_place.get(), **known})
 
 
-def leave(token: contextvars.Token[Mapping[str, str]]) -> None:
+def leave(token: contextvars.Token[Mapping[str, object]]) -> None:
     """Let records have the fields that they had before."""
     _place.reset(token)
 

@@ -27,6 +27,7 @@ from perdure.model.aliases import current_name
 from perdure.model.compact import unpacked
 from perdure.model.errors import CallableNotFoundError
 from perdure.model.names import NOT_OF_THE_CODE, callable_of, resolve
+from perdure.model.ref import job_class
 from perdure.model.status import Status
 
 if TYPE_CHECKING:
@@ -78,7 +79,10 @@ def stored(job: Any, name: str, default: Any) -> Any:
 
 def is_loadable(job: Any) -> bool:
     """Tell whether the job's record can be loaded here, as an object of its own class."""
-    return _loading_error(job) is None and not _is_broken(type(job))
+    if _loading_error(job) is not None:
+        return False
+    kind = type(job)
+    return kind is job_class() or not _is_broken(kind)
 
 
 def unreadable(job: Any) -> CallableNotFoundError | None:
@@ -363,7 +367,7 @@ def _raw_state(job: Any) -> dict[str, Any]:
     unpickler = PersistentUnpickler(lambda *name: _Stand, _Reference, io.BytesIO(data))
     unpickler.load()
     state = unpickler.load()
-    return unpacked(state) if isinstance(state, dict) else {}
+    return unpacked(state) if isinstance(state, (dict, tuple)) else {}
 
 
 def _globals(data: bytes) -> list[str]:

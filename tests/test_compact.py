@@ -38,6 +38,24 @@ def test_a_state_is_read_as_it_was_written(state: dict[str, object]) -> None:
     assert unpacked(packed(state)) == kept
 
 
+@pytest.mark.spec("J4")
+@given(states)
+def test_what_most_jobs_have_is_stored_without_names(state: dict[str, object]) -> None:
+    state.pop("of an application", None)
+    written = packed(state)
+    assert isinstance(written, tuple) is ("_stamp" in state)
+    # One more that few have, and it is as ever.
+    rare = {**state, "_begin_by": 1}
+    assert isinstance(packed(rare), dict)
+    assert unpacked(packed(rare)) == {k: v for k, v in rare.items() if (k, v) != NEW}
+
+
+def test_of_what_most_jobs_have_nothing_is_stored_behind_the_last() -> None:
+    assert packed({"_callable": "a:b", "_stamp": 7, "_begin_after": 9, "_result": None}) == (
+        "a:b", None, None, 7, 2
+    )  # fmt: skip
+
+
 @given(states)
 def test_a_state_that_was_written_with_names_is_read_too(state: dict[str, object]) -> None:
     assert unpacked(state) == state
@@ -57,7 +75,7 @@ def test_what_is_stored_of_a_job_has_a_number_each() -> None:
     }
     stored -= {"_owns_result", "_guards", "_p_resolveConflict", *few}
     names = {name for name in stored if not isinstance(default_of(name), property)}
-    numbers = {name: next(iter(packed({name: 1}))) for name in names}
+    numbers = {name: next(iter(packed({name: 1, "theirs": 1}))) for name in names}
     assert [name for name, number in numbers.items() if not isinstance(number, int)] == []
     assert len(set(numbers.values())) == len(numbers)
 
