@@ -221,14 +221,14 @@ class WorkerActor(Actor):
     def _beginning(
         self,
         ref: JobRef,
-        call: str,
+        call: str | None,
         name: str,
         started: datetime.datetime,
         quota_names: tuple[str, ...] = (),
     ) -> JobStarted:
         return JobStarted(
             ref=ref,
-            call=call,
+            call=call or call_of(ref, name),
             name=name,
             queue=self._queue,
             agent=self._agent,
@@ -247,13 +247,12 @@ class WorkerActor(Actor):
         name, completed = job.callable_name, job._callbacks_end is not None
         text = "None" if result is None else _cut(_text(result))
         thread = self._thread_name
-        # What it is called with may be another thing when somebody asks.
-        call = repr(job) if job._args or job._kwargs else None
+        call = _lasting_call(job)
 
         def report() -> JobReport:
             return JobReport(
-                ref, call or call_of(ref, name), name, self._queue, self._agent, thread, (), moment(began),
-                moment(ended), completed, False, False, text,
+                ref, call or call_of(ref, name), name, self._queue, self._agent, thread, (),
+                moment(began), moment(ended), completed, False, False, text,
             )  # fmt: skip
 
         self._context.board.add(report)
@@ -298,7 +297,7 @@ class WorkerActor(Actor):
         of_group = claim.number < 0 and job.status in (Status.CALLBACKS, Status.COMPLETED)
         begun = self._batch is not None and job.status is Status.ACTIVE and resumed is None
         usual = begun or of_group or resumed is not None
-        if job.status is not Status.ASSIGNED and not usual:
+        if not usual and job.status is not Status.ASSIGNED:
             events.error(
                 "%s found %r, which is %s, instead of ASSIGNED", self.name, job, job.status.name,
                 extra=fields(job),
@@ -410,7 +409,7 @@ class WorkerActor(Actor):
         # Made when somebody looks, which is rare.
         started = functools.partial(
             self._beginning,
-            job.ref, repr(job), job.callable_name, self._clock.now(), job.quota_names,
+            job.ref, _lasting_call(job), job.callable_name, self._clock.now(), job.quota_names,
         )  # fmt: skip
         self._context.board.set(self.name, lambda: report_of(started()))
         return started
@@ -484,6 +483,11 @@ def _completion_of(job: Job, claim: Claimed) -> Completion | None:
     failed = job.failed
     keep = job.keep_failed if failed else job.keep_completed
     return Completion(claim.ref, claim.number, ended, failed, keep)
+
+
+def _lasting_call(job: Job) -> str | None:
+    """Return the text of a call that may be another thing when somebody asks, else None."""
+    return None if type(job) is Job and not job._args and not job._kwargs else repr(job)
 
 
 def _text(result: object) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "note",
     "note_moment",
     "noted",
+    "pause",
     "stop_logging",
 ]
 
@@ -69,6 +70,12 @@ def note_moment(number: int = 0) -> None:
 def is_noted_by(job: object) -> bool:
     """A filter of an agent: take nothing but `note`."""
     return getattr(job, "callable_name", "") == f"{__name__}:note"
+
+
+def pause(seconds: float) -> None:
+    """Wait for so long, without the processor; not at all for 0."""
+    if seconds:
+        threading.Event().wait(seconds)
 
 
 def idle() -> None:

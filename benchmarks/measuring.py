@@ -62,6 +62,7 @@ def measure(
     load = os.getloadavg()[0]
     rounds: list[dict[str, float]] = []
     series: dict[str, Any] = {}
+    bounds: dict[str, Any] = {}
     told: dict[str, str] = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix="perdure-") as place:
         for number in range(1 if quick or around else workload.rounds):
@@ -85,6 +86,7 @@ def measure(
             found |= {name: (before[name] + after[name]) / 2 for name in before}
             rounds.append(found)
             series |= run.series
+            bounds |= run.bounds
     return {
         "title": workload.told(run, workload.title),
         "conditions": workload.told(run, workload.conditions),
@@ -96,6 +98,7 @@ def measure(
         "limits": {name: _rounded(_median(rounds, name)) for name in workload.limits},
         "figures": [_figure(each, workload, rounds, tuple(told)) for each in workload.figures],
         "series": series,
+        "bounds": bounds,
     }
 
 

@@ -104,4 +104,25 @@ def _held(document: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(("held", *series), lines)
 
 
-_PARTS = {"results": _results, "workloads": _workloads, "machine": _machine, "held": _held}
+def _bounds(document: Mapping[str, Any]) -> Iterator[str]:
+    measured = document["workloads"].get("W11", {}).get("bounds", {})
+    for kind, points in measured.items():
+        waits = any(wait is not None for _, _, wait in points)
+        yield f"*{kind[0].upper()}{kind[1:]}*"
+        yield ""
+        lines = [
+            (f"{milliseconds:g} ms", f"{ratio:.2f}", *([f"{wait:.0f} ms"] if waits else []))
+            for milliseconds, ratio, wait in points
+        ]
+        first = "at most" if waits else "a call takes"
+        yield from _table((first, "ratio", *(["longest wait"] if waits else [])), lines)
+        yield ""
+
+
+_PARTS = {
+    "results": _results,
+    "workloads": _workloads,
+    "machine": _machine,
+    "held": _held,
+    "bounds": _bounds,
+}

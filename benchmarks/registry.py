@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.workload import Workload
 from benchmarks.workloads import (
+    bounding,
     draining,
     growing,
     killing,
@@ -15,11 +16,11 @@ from benchmarks.workloads import (
 
 __all__ = ["REGISTRY"]
 
-_ORDER = "W1 W1B W2 W2d W4 W4h W3 W3z W2z W5 W6 W7 W8 W9 W10".split()
+_ORDER = "W1 W1B W2 W2d W4 W4h W3 W3z W2z W5 W6 W7 W8 W9 W10 W11".split()
 
 _KNOWN = {
     workload.name: workload
-    for module in (putting, draining, starting, sharing_zeo, killing, growing, resources)
+    for module in (putting, draining, starting, sharing_zeo, killing, growing, resources, bounding)
     for workload in module.WORKLOADS
 }
 

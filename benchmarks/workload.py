@@ -14,6 +14,7 @@ __all__ = [
     "SMALL",
     "ZEO",
     "Bar",
+    "Bound",
     "Figure",
     "Point",
     "Progress",
@@ -34,6 +35,9 @@ ZEO = "ZEO commits"
 Point: TypeAlias = tuple[int, float, float, float]
 """How many jobs are held, how many others are done in a second, how many where none are held, and
 the ratio of the two."""
+
+Bound: TypeAlias = tuple[float, float, float | None]
+"""Milliseconds, a ratio of two rates, and the milliseconds of the longest wait, or None."""
 
 
 SILENT_SECONDS = 10
@@ -81,6 +85,8 @@ class Run:
     progress: Callable[[str], None] = lambda text: None
     series: dict[str, list[Point]] = field(default_factory=dict)
     """What was measured at several sizes, by its kind."""
+    bounds: dict[str, list[Bound]] = field(default_factory=dict)
+    """What was measured with several bounds, by what is bounded."""
 
     def size(self, usual: int, quick: int) -> int:
         """How much of something there is to be in this run."""

@@ -6,11 +6,15 @@ never changed: what it stands for is looked up whenever it is resolved.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persistent import Persistent
 from ZODB.utils import z64
+
+if TYPE_CHECKING:
+    from perdure.model.queues import Queues
 
 __all__ = ["Aliases", "current_name", "translate"]
 
@@ -32,17 +36,24 @@ class Aliases(Persistent):
 
 def current_name(persistent: Any, name: str) -> str:
     """Return what the stored `name` stands for in the database that `persistent` is in."""
-    from perdure.model.queues import ROOT_KEY, Queues
-
     jar = persistent._p_jar
     if jar is None:
         return name
     root = jar._cache.get(z64)
+    key, kind = _queues()
     # Not by way of `Connection.root`: this is asked for several times for each job.
-    queues = (jar.root() if root is None else root).get(ROOT_KEY)
-    if not isinstance(queues, Queues) or queues.aliases is None:
+    queues = (jar.root() if root is None else root).get(key)
+    if not isinstance(queues, kind) or queues.aliases is None:
         return name
     return translate(queues.aliases.names, name)
+
+
+@functools.cache
+def _queues() -> tuple[str, type[Queues]]:
+    # That module imports this one.
+    from perdure.model.queues import ROOT_KEY, Queues
+
+    return ROOT_KEY, Queues
 
 
 def translate(table: Mapping[str, str], name: str) -> str:

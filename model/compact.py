@@ -69,7 +69,7 @@ _IN_ORDER = (
     "_callbacks_end",
     "_result",
 )
-"""What most jobs have, and no more: their values are stored in this order, as far as there are any.
+"""What most jobs have, and no more: their values are stored in this order, down to the last.
 
 Of all that is in a record, keys as well, ZODB asks whether it is a persistent object; so keys are
 not stored where they need not be. Like the numbers, this order is in databases.
@@ -149,7 +149,9 @@ def unpacked(state: Mapping[Any, Any] | tuple[Any, ...] | None) -> dict[str, Any
 
 
 def _from_order(state: tuple[Any, ...]) -> dict[str, Any]:
-    found = {name: value for name, value in zip(_IN_ORDER, state) if value is not None}
+    found = {
+        name: value for name, value in zip(_IN_ORDER, state, strict=False) if value is not None
+    }
     status = found.get("_status_name")
     if status is not None:
         found["_status_name"] = _STATUS_NAMES.get(status, status)

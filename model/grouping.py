@@ -348,7 +348,7 @@ class GroupRunner:
         self._touched.append(job)
         # One clock tells both how long it takes and when that was.
         start = self._clock.monotonic()
-        began = self._began + int((start - self._begun) * 1_000_000)
+        began = self._began + round((start - self._begun) * 1_000_000)
         job._run_in_group(agent, claim.number, began)
         self._on_begin(claim.ref, name, began)
         with self._fence.in_call(job, claim.ref):

@@ -522,17 +522,13 @@ class JobRecord(Guarded):
 
         What is to be stored is stored with the result; the claim says that it may have begun.
         """
-        self.__dict__.update(
-            _agent=agent, _claim=-number, _status_name=_ACTIVE, _active_start=now
-        )
+        self.__dict__.update(_agent=agent, _claim=-number, _status_name=_ACTIVE, _active_start=now)
 
     def _begin_in_batch(self, agent: Agent, number: int, now: int) -> None:
         """Claim and begin the job, in the commit of the result of the one before."""
         self._p_activate()
         self.__dict__.pop("_previous", None)
-        self.__dict__.update(
-            _agent=agent, _claim=-number, _status_name=_ACTIVE, _active_start=now
-        )
+        self.__dict__.update(_agent=agent, _claim=-number, _status_name=_ACTIVE, _active_start=now)
         self._p_changed = True
 
     def _end_in_group(self, agent: Agent, number: int, began: int, now: int, result: Any) -> None:

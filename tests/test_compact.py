@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.model.compact import Numbered, packed, unpacked
+from perdure.model.compact import (
+    Numbered,
+    packed,
+    packed_agent,
+    unpacked,
+    unpacked_agent,
+)
 from perdure.model.inbox import Inbox
 from perdure.model.record import JobRecord
 from perdure.model.status import Status
@@ -104,6 +110,29 @@ def test_small_records_have_numbers_for_names(
         read = kind.__new__(kind)
         read.__setstate__(written)
         assert vars(read) == attributes
+
+
+class Stored:
+    """Stands for a job that is stored."""
+
+    def __init__(self, number: int) -> None:
+        self._p_oid = number.to_bytes(8, "big")
+
+
+@pytest.mark.spec("J4")
+@given(st.lists(st.integers(min_value=-(2**62), max_value=2**62), max_size=5))
+def test_what_an_agent_holds_is_read_as_it_was_written_now_and_at_first(
+    numbers: list[int],
+) -> None:
+    jobs = [Stored(each) for each in range(len(numbers))]
+    held = {job._p_oid: (job, number) for job, number in zip(jobs, numbers, strict=True)}
+    state = {"name": "main", "_held": held, "_left": {}}
+    written = packed_agent(state)
+    assert unpacked_agent(written) == state
+    at_first = [each for entry in held.values() for each in entry]
+    assert unpacked_agent({1: "main", 5: at_first} if at_first else {1: "main"}) == state
+    # One value for all the numbers.
+    assert not held or written[5][1:] == jobs
 
 
 @pytest.mark.parametrize("kind", [Inbox, Stripe])

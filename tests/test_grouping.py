@@ -19,6 +19,7 @@ from perdure.model import (
     Failure,
     GiveUp,
     Job,
+    JobRef,
     NotStorableError,
     Retry,
     RetryPolicy,
@@ -1135,6 +1136,48 @@ def test_a_group_that_has_lasted_is_committed_and_the_others_are_left_for_anothe
     assert values(desk)[0] == 5
 
 
+@pytest.mark.spec("J4", "D17")
+def test_each_job_of_a_group_began_when_it_was_called(groups: Groups) -> None:
+    desk = groups.desk
+
+    def take_time() -> None:
+        desk.clock.advance(timedelta(milliseconds=7))
+
+    made = groups.put(*[take_time] * 4)
+    desk.clock.advance(timedelta(hours=3))
+    start = desk.clock.now()
+    groups.run()
+    passed = [(job.active_start - start) // timedelta(milliseconds=1) for job in made]
+    assert passed == [0, 7, 14, 21]
+    assert {job.active_end - start for job in made} == {timedelta(milliseconds=28)}
+
+
+@pytest.mark.spec("D17")
+def test_a_call_that_was_taken_back_counts_among_what_a_group_has_lasted(
+    groups: Groups, counters: list[Counter]
+) -> None:
+    desk = groups.desk
+
+    def fail_late() -> None:
+        if desk.clock.now() == start:
+            return
+        desk.clock.advance(timedelta(seconds=1))
+        raise ValueError("no")
+
+    def step() -> None:
+        counters[0].add()
+        desk.clock.advance(timedelta(milliseconds=1))
+
+    groups.experience.failed(group_of(groups.put(fail_late)[0]))
+    groups.work()
+    made = groups.put(step, fail_late, step, step)
+    start = desk.clock.now()
+    group = groups.run()
+    # It is prepared for the failure, so that the first one stays called.
+    assert [len(each) for each in (group.completed, group.alone, group.rest)] == [1, 1, 2]
+    assert statuses(*made) == ["COMPLETED", "ASSIGNED", "ASSIGNED", "ASSIGNED"]
+
+
 @pytest.mark.spec("D17")
 def test_a_callable_is_known_by_the_average_of_its_latest_calls() -> None:
     known = Experience()
@@ -1346,6 +1389,47 @@ def test_to_settle_again_changes_nothing(groups: Groups) -> None:
         groups.desk.agent.settle_completed(completion._replace(number=-2))
     transaction.commit()
     assert records_since(groups.desk.database, before) == []
+
+
+@pytest.mark.spec("D17")
+def test_a_completion_that_names_another_database_settles_nothing(groups: Groups) -> None:
+    agent = groups.desk.agent
+    groups.put(plain)
+    (completion,) = groups.run().completed
+    agent.settle_completed(completion._replace(ref=JobRef(completion.ref.oid, "shop")))
+    assert (len(agent), agent.kept(failed=False)) == (1, 0)
+    agent.settle(JobRef(completion.ref.oid, "shop"), completion.number)
+    assert (len(agent), agent.kept(failed=False)) == (1, 0)
+    agent.settle_completed(completion)
+    assert (len(agent), agent.kept(failed=False)) == (0, 1)
+    transaction.commit()
+
+
+@pytest.mark.spec("D8", "D10", "D17")
+def test_jobs_that_are_settled_together_are_counted_by_day_and_kept_each_for_its_own_time(
+    groups: Groups,
+) -> None:
+    agent, day = groups.desk.agent, timedelta(days=1)
+    made = groups.put(*[lambda: None] * 4)
+    made[1].keep_completed = 30 * day
+    transaction.commit()
+    group = groups.run()
+    first, second, third, fourth = group.completed
+    next_day = day // timedelta(microseconds=1) + fourth.ended
+    agent.settle_completed(
+        first, second, third._replace(failed=True), fourth._replace(ended=next_day), first
+    )
+    transaction.commit()
+    assert (agent.kept(failed=False), agent.kept(failed=True), len(agent)) == (3, 1, 0)
+    counts = [numbers for _, numbers in agent.day_counts()]
+    assert counts == [(2, 1), (1, 0)]
+    days = agent.completed.counts()
+    # Up to a whole day.
+    today = -(-first.ended // (day // timedelta(microseconds=1)))
+    assert days == {
+        (today + 7, False): 1, (today + 30, False): 1, (today + 7, True): 1,
+        (today + 8, False): 1,
+    }  # fmt: skip
 
 
 @pytest.mark.spec("D8", "J4")

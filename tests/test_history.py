@@ -24,7 +24,7 @@ from perdure.actors import (
 from perdure.actors.context import Board
 from perdure.actors.history import JOBS_KEPT, POLLS_KEPT, History, report_of
 from perdure.actors.messages import JobEnded, JobStarted, PollDone
-from perdure.model import Job, JobRef, get_queue
+from perdure.model import Job, JobRef, find_job, get_queue
 from support import jobs
 from support.jobs import gates
 from support.manual_clock import ManualClock
@@ -124,6 +124,23 @@ def test_a_job_is_reported_while_it_runs_and_after(systems: Systems) -> None:
     assert (report.completed, report.failed) == (True, True)
     assert "ValueError: broken" in report.text and "Traceback" in report.text
     assert system.ask(JobAsked(JobRef(2**60))) is None
+
+
+@pytest.mark.spec("D12")
+@pytest.mark.parametrize("transactional", [False, True], ids=["alone", "in a group"])
+@pytest.mark.parametrize("arguments", [(), (1, "a")], ids=["nothing", "something"])
+def test_the_call_is_told_as_the_job_itself_tells_it(
+    systems: Systems, transactional: bool, arguments: tuple[Any, ...]
+) -> None:
+    system = systems.start(queues={"": 1})
+    with system.transaction() as connection:
+        made = Job(jobs.note, *arguments)
+        ref = get_queue(connection).put(made, transactional=transactional).ref
+    system.wait(ref, timeout=LIMIT)
+    report = system.ask(JobAsked(ref))
+    with system.transaction() as connection:
+        assert report.call == repr(find_job(connection, ref))
+    assert report.completed and report.text == repr(None)
 
 
 @pytest.mark.spec("D12")
