@@ -269,6 +269,7 @@ class AgentActor(Actor):
         share = min(GROUPED_PER_PLACE, -(-len(self._grouped) // free))
         if experience.is_instant(self._grouped[0].group):
             share = min(GROUPED_PER_PLACE, len(self._grouped))
+        share = min(share, experience.fit(self._grouped[0].group))
         group = [self._grouped.popleft()]
         if is_quick(group[0].group):
             while len(group) < share and is_quick(self._grouped[0].group):

@@ -162,22 +162,22 @@ class Environment:
             return first
 
 
-_environments: weakref.WeakKeyDictionary[Any, Environment] = weakref.WeakKeyDictionary()
+_ATTRIBUTE = "_perdure_environment"
+"""Where a database keeps its environment: it is asked for several times for each job."""
+
 _lock = threading.Lock()
 
 
 def environment(database: Any) -> Environment:
     """Return the environment of an open `ZODB.DB`."""
-    try:
-        return _environments[database]
-    except (KeyError, TypeError):
-        # There is none yet, or it is no database.
-        pass
-    with _lock:
-        found = _environments.get(checked_database(database))
-        if found is None:
-            found = _environments[database] = Environment(database.database_name)
-        return found
+    found: Environment | None = getattr(database, _ATTRIBUTE, None)
+    if found is None:
+        with _lock:
+            found = getattr(checked_database(database), _ATTRIBUTE, None)
+            if found is None:
+                found = Environment(database.database_name)
+                setattr(database, _ATTRIBUTE, found)
+    return found
 
 
 def clock_of(persistent: Any) -> Clock:

@@ -1125,7 +1125,7 @@ def test_a_group_that_has_lasted_is_committed_and_the_others_are_left_for_anothe
 
     def take_time() -> None:
         counters[0].add()
-        desk.clock.advance(timedelta(milliseconds=30))
+        desk.clock.advance(timedelta(milliseconds=60))
 
     made = groups.put(*[take_time] * 5)
     group = groups.run()
@@ -1185,9 +1185,9 @@ def test_a_callable_is_known_by_the_average_of_its_latest_calls() -> None:
     known.took("m:f", 0.0)
     assert known.is_quick("m:f") and not known.is_quick("m:g")
     # One call that had to wait for the interpreter says nothing of the others.
-    known.took("m:f", 0.1)
+    known.took("m:f", 0.2)
     assert known.is_quick("m:f")
-    known.took("m:f", 0.1)
+    known.took("m:f", 0.2)
     assert not known.is_quick("m:f")
     quick = 0
     while not known.is_quick("m:f"):
@@ -1196,6 +1196,17 @@ def test_a_callable_is_known_by_the_average_of_its_latest_calls() -> None:
     assert 5 < quick < 50
     known.took("m:h", 0.1)
     assert not known.is_quick("m:h")
+
+
+@pytest.mark.spec("D17")
+def test_of_calls_as_many_fit_into_a_group_as_are_over_before_it_has_lasted() -> None:
+    known = Experience()
+    assert known.fit("m:unknown") == 1
+    for name, seconds in (("m:f", 0.003), ("m:g", 0.1), ("m:h", 7.0)):
+        known.took(name, seconds)
+    assert [known.fit(name) for name in ("m:f", "m:g", "m:h")] == [33, 1, 1]
+    known.took("m:z", 0.0)
+    assert known.fit("m:z") > GROUPED_PER_PLACE
 
 
 @pytest.mark.spec("D17", "D7")

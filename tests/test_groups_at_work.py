@@ -103,6 +103,20 @@ def deactivate(system: Any) -> None:
 # Claiming and running.
 
 
+@pytest.mark.spec("D17")
+def test_a_group_has_no_more_jobs_than_are_likely_to_be_over_before_it_has_lasted(
+    systems: Systems, groups_seen: list[int]
+) -> None:
+    system = start(systems)
+    for _ in range(500):
+        system._context.experience.took("support.jobs:note", 0.005)
+    refs = put(system, *(Job(jobs.note, number) for number in range(50)))
+    for ref in refs:
+        system.wait(ref, timeout=LIMIT)
+    assert groups_seen[0] == 20 and sum(groups_seen) == 50
+    assert calls == [(number,) for number in range(50)]
+
+
 @pytest.mark.spec("D17", "X8")
 def test_many_jobs_are_claimed_in_one_commit_and_run_in_another(
     systems: Systems, groups_seen: list[int]

@@ -32,12 +32,12 @@ CALL_SECONDS = 0.001
 SURPRISE_SECONDS = 0.1
 EACH = 250
 """One call of so many is a surprise: it takes a hundred times as long as the others."""
-LENGTHS = 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2
+LENGTHS = 0.005, 0.01, 0.02, 0.05, 0.1, 0.2
 QUICK = 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02
 INSTANT = 0.0, 0.0001, 0.0002, 0.0005, 0.001
 BRIEF = 0.0, 0.0002, 0.0005, 0.001, 0.002, 0.004
 
-QUICKLY = 0.0005, 0.05
+QUICKLY = 0.0005, 0.1
 
 _OVERHEAD_SECONDS = 0.0005
 """What a job costs besides its call, roughly; for the sizes alone."""
@@ -163,9 +163,9 @@ WORKLOADS: tuple[Workload, ...] = (
         "W11",
         "the bounds of groups and batches",
         "FileStorage with fsync; one process, 4 workers; transactional jobs whose calls sleep "
-        "for 1 ms, in groups that are committed when they have lasted 50 ms, in turns with groups "
-        "that last as long as they like; surprises: of 250 calls, one sleeps for 100 ms; and what "
-        "the part on bounds tells",
+        "for 1 ms, in groups that are committed when they have lasted 100 ms, in turns with "
+        "groups that last as long as they like; surprises: of 250 calls, one sleeps for 100 ms; "
+        "and what the part on bounds tells",
         (
             Figure("groups of that length", "/s"),
             Figure("groups of any length", "/s"),
