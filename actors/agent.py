@@ -264,15 +264,15 @@ class AgentActor(Actor):
         One that calls what is not known to take an instant only is on its own.
         """
         experience = self._context.experience
-        is_quick = experience.is_quick
         free = len(self._idle) + 1 + max(0, self._size - len(self._workers))
         share = min(GROUPED_PER_PLACE, -(-len(self._grouped) // free))
         if experience.is_instant(self._grouped[0].group):
             share = min(GROUPED_PER_PLACE, len(self._grouped))
-        share = min(share, experience.fit(self._grouped[0].group))
         group = [self._grouped.popleft()]
-        if is_quick(group[0].group):
-            while len(group) < share and is_quick(self._grouped[0].group):
+        lasts = experience.with_another(group[0].group, 0)
+        while lasts is not None and len(group) < share:
+            lasts = experience.with_another(self._grouped[0].group, lasts)
+            if lasts is not None:
                 group.append(self._grouped.popleft())
         return tuple(group)
 

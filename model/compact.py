@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from persistent import Persistent
 
-__all__ = ["Numbered", "packed", "packed_agent", "unpacked", "unpacked_agent"]
+__all__ = ["Numbered", "numbered", "packed", "packed_agent", "unpacked", "unpacked_agent"]
 
 _NUMBERS = {
     "_callable": 1,
@@ -75,14 +75,19 @@ Of all that is in a record, keys as well, ZODB asks whether it is a persistent o
 not stored where they need not be. Like the numbers, this order is in databases.
 """
 _USUAL = frozenset(_IN_ORDER)
+_STAMP = _IN_ORDER.index("_stamp")
 
 
 def packed(state: Mapping[str, Any]) -> dict[Any, Any] | tuple[Any, ...]:
-    """Return a job's state as it is stored; what is None is so by default."""
+    """Return a job's state as it is stored; what is None is so by default.
+
+    For the class `Job` itself. What is derived from it may want to add to its state, which has
+    to be a mapping for that; see `numbered`.
+    """
     get = state.get
     stamp = get("_stamp")
     if stamp is None or not state.keys() <= _USUAL:
-        return _numbered(state)
+        return numbered(state)
     since = stamp
     moments: list[int | None] = []
     for name in _MOMENTS:
@@ -105,7 +110,8 @@ def packed(state: Mapping[str, Any]) -> dict[Any, Any] | tuple[Any, ...]:
     return found[:length]
 
 
-def _numbered(state: Mapping[str, Any]) -> dict[Any, Any]:
+def numbered(state: Mapping[str, Any]) -> dict[Any, Any]:
+    """Return the state of a job of whatever class as it is stored, by numbers and names."""
     found: dict[Any, Any] = {}
     number_of = _NUMBERS.get
     for name, value in state.items():
@@ -130,7 +136,10 @@ def _numbered(state: Mapping[str, Any]) -> dict[Any, Any]:
 
 
 def unpacked(state: Mapping[Any, Any] | tuple[Any, ...] | None) -> dict[str, Any]:
-    """Return a job's state from what is stored."""
+    """Return a job's state from what is stored.
+
+    Raises `ValueError` or `TypeError` for what no job's state has ever been.
+    """
     if not state:
         return {}
     if isinstance(state, tuple):
@@ -149,6 +158,8 @@ def unpacked(state: Mapping[Any, Any] | tuple[Any, ...] | None) -> dict[str, Any
 
 
 def _from_order(state: tuple[Any, ...]) -> dict[str, Any]:
+    if not _STAMP < len(state) <= len(_IN_ORDER) or type(state[_STAMP]) is not int:
+        raise ValueError(f"a job's state of {len(state)} values")
     found = {
         name: value for name, value in zip(_IN_ORDER, state, strict=False) if value is not None
     }

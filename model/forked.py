@@ -26,7 +26,8 @@ os.register_at_fork(after_in_child=_count)
 def forks() -> int:
     """Return how many forks lie between this process and the one that has loaded this module.
 
-    It tells a child from its parent, and is no question to the system, as that for its id is.
+    It tells a child from its parent, and is no question to the system, as that for its id is. A
+    fork that a library makes without Python's knowledge is not counted.
     """
     return _forks
 

@@ -12,7 +12,6 @@ whose commit fails.
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -91,11 +90,15 @@ class Experience:
         with self._lock:
             return self._seconds.get(name, QUICK_SECONDS) < _BRIEF_SECONDS
 
-    def fit(self, name: str) -> int:
-        """Return how many calls of that name are likely to be over before a group has lasted."""
+    def with_another(self, name: str, seconds: float) -> float | None:
+        """Return how long a group of `seconds` is likely to last with another call, of that name.
+
+        None where it is not to have that: it would last too long, or the callable is not quick.
+        """
         with self._lock:
-            seconds = self._seconds.get(name, GROUP_SECONDS)
-        return max(1, int(GROUP_SECONDS / seconds)) if seconds else sys.maxsize
+            average = self._seconds.get(name, QUICK_SECONDS)
+        total = seconds + average
+        return total if average < QUICK_SECONDS and total <= GROUP_SECONDS else None
 
     def ends_soon(self, name: str) -> bool:
         """Tell whether a job that calls what has that name is over in a few commits' time.
@@ -172,8 +175,11 @@ class _Called:
 
     claim: Claim
     job: Job
-    began: int
+    start: float
+    """When it was called, by the clock that only goes on."""
     result: Any
+    began: int = 0
+    """The same in microseconds since 1970, once it is to be stored."""
 
 
 class _Again(Exception):
@@ -378,7 +384,7 @@ class GroupRunner:
             if isinstance(result, (Job, Failure)) or is_future(result):
                 raise _NotForGroups(f"it has returned {result!r}")
             check_value(result, f"the result of {job!r}")
-        return _Called(claim, job, began, result)
+        return _Called(claim, job, start, result)
 
     def _function(self, job: Job) -> Callable[..., Any]:
         """Return what `job` calls; a name is looked up once in a group."""
@@ -393,9 +399,11 @@ class GroupRunner:
     def _commit(
         self, agent: Agent, called: list[_Called], left: dict[Claim, str], group: Group
     ) -> None:
-        now = microseconds(self._clock.now())
+        now, moment = microseconds(self._clock.now()), self._clock.monotonic()
         stored = []
         for each in called:
+            # Backwards: the other clock may have been set meanwhile.
+            each.began = now - round((moment - each.start) * 1_000_000)
             # Where a transaction has ended after its call, it had no effects.
             if each.job._is_held(agent, each.claim.number):
                 each.job._end_in_group(agent, each.claim.number, each.began, now, each.result)

@@ -53,7 +53,7 @@ class Guarded(Persistent):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # ZODB sets half a dozen names with an underscore at each store; no guard has one.
-        guard = None if name[0] == "_" else type(self)._guards.get(name)
+        guard = None if name[:1] == "_" else type(self)._guards.get(name)
         if guard is None:
             super().__setattr__(name, value)
         else:

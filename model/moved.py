@@ -99,7 +99,8 @@ def class_factory(connection: Any, module: str, name: str) -> Any:
                 pass
     try:
         found = ZODB.broken.find_global(module, name)
-        if module.startswith(_OWN_MODULES):
+        # One that is not there is found as a broken class, and may be there later.
+        if module.startswith(_OWN_MODULES) and not _is_broken(found):
             _own[module, name] = found
         return found
     except NOT_OF_THE_CODE:
@@ -108,6 +109,11 @@ def class_factory(connection: Any, module: str, name: str) -> Any:
     # unreadable that refer to an object of such a class.
     except BaseException:
         return _broken_class(module, name)
+
+
+def _is_broken(found: object) -> bool:
+    """Tell whether this stands for a class that is not there."""
+    return isinstance(found, type) and issubclass(found, ZODB.broken.Broken)
 
 
 def _broken_class(module: str, name: str) -> Any:

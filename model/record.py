@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from perdure.model import names
 from perdure.model.aliases import current_name
-from perdure.model.compact import packed, unpacked
+from perdure.model.compact import numbered, packed, unpacked
 from perdure.model.environment import clock_of, environment
 from perdure.model.errors import BadStatusError, UnknownSettingError
 from perdure.model.failure import Failure
@@ -28,6 +28,7 @@ from perdure.model.policy import (
     RetryPolicy,
     registered_retry_policy,
 )
+from perdure.model.ref import job_class
 from perdure.model.side import SideRecord
 from perdure.model.status import ARROWS, Status
 
@@ -101,8 +102,9 @@ class JobRecord(Guarded):
         return self._deaths >= SUSPECT_AFTER
 
     def __getstate__(self) -> Any:
-        """Return what is stored."""
-        return packed(super().__getstate__())
+        """Return what is stored: a mapping, unless the class is `Job` itself."""
+        state = super().__getstate__()
+        return packed(state) if type(self) is job_class() else numbered(state)
 
     def __setstate__(self, state: Any) -> None:
         """Take what is stored; raises `BadStatusError` for a status that is not known here.
@@ -110,7 +112,13 @@ class JobRecord(Guarded):
         Such a job counts as one whose record cannot be read in this process: it keeps its place,
         is told of, and is left to a process that can.
         """
-        state = unpacked(state)
+        try:
+            state = unpacked(state)
+        except (TypeError, ValueError) as error:
+            raise BadStatusError(
+                f"its state is of a form that this version of Perdure does not know ({error}): "
+                "run it with the version that has stored it"
+            ) from error
         name = state.get("_status_name", _NEW)
         if name not in _STATUSES:
             raise BadStatusError(

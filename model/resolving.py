@@ -73,7 +73,7 @@ def stored(job: Any, name: str, default: Any) -> Any:
     if is_loadable(job):
         return getattr(job, name, default)
     if _is_broken(type(job)):
-        return unpacked(job.__Broken_state__).get(name, default)
+        return _attributes(job.__Broken_state__).get(name, default)
     return _raw_state(job).get(name, default)
 
 
@@ -367,7 +367,15 @@ def _raw_state(job: Any) -> dict[str, Any]:
     unpickler = PersistentUnpickler(lambda *name: _Stand, _Reference, io.BytesIO(data))
     unpickler.load()
     state = unpickler.load()
-    return unpacked(state) if isinstance(state, (dict, tuple)) else {}
+    return _attributes(state)
+
+
+def _attributes(state: Any) -> dict[str, Any]:
+    """Return what can be read of a state; what is derived from `Job` may store any."""
+    try:
+        return unpacked(state) if isinstance(state, (dict, tuple)) else {}
+    except (TypeError, ValueError):
+        return {}
 
 
 def _globals(data: bytes) -> list[str]:

@@ -1199,14 +1199,37 @@ def test_a_callable_is_known_by_the_average_of_its_latest_calls() -> None:
 
 
 @pytest.mark.spec("D17")
-def test_of_calls_as_many_fit_into_a_group_as_are_over_before_it_has_lasted() -> None:
+def test_of_calls_as_many_go_into_a_group_as_are_over_before_it_has_lasted() -> None:
     known = Experience()
-    assert known.fit("m:unknown") == 1
-    for name, seconds in (("m:f", 0.003), ("m:g", 0.1), ("m:h", 7.0)):
+    for name, seconds in (("m:f", 0.004), ("m:slow", 0.02), ("m:z", 0.0)):
         known.took(name, seconds)
-    assert [known.fit(name) for name in ("m:f", "m:g", "m:h")] == [33, 1, 1]
-    known.took("m:z", 0.0)
-    assert known.fit("m:z") > GROUPED_PER_PLACE
+    assert known.with_another("m:unknown", 0) is None
+    assert known.with_another("m:slow", 0) is None
+    assert known.with_another("m:f", 0.09) == pytest.approx(0.094)
+    assert known.with_another("m:f", 0.097) is None
+    assert known.with_another("m:z", 0.097) == 0.097
+    # However small an average becomes, under a clock that stands still.
+    known.took("m:tiny", 0.004)
+    for _ in range(25_000):
+        known.took("m:tiny", 0.0)
+    assert 0 <= known.with_another("m:tiny", 0) < 1e-300
+
+
+@pytest.mark.spec("J4", "D17")
+def test_a_wall_clock_that_is_set_while_a_group_runs_makes_no_call_longer_or_shorter(
+    groups: Groups,
+) -> None:
+    desk = groups.desk
+    steps = iter([timedelta(0), timedelta(hours=-1), timedelta(hours=2), timedelta(0)])
+
+    def take_time() -> None:
+        desk.clock.jump_wall(next(steps))
+        desk.clock.advance(timedelta(milliseconds=7))
+
+    made = groups.put(*[take_time] * 4)
+    groups.run()
+    lasted = [(job.active_end - job.active_start) // timedelta(milliseconds=1) for job in made]
+    assert lasted == [28, 21, 14, 7]
 
 
 @pytest.mark.spec("D17", "D7")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import ZODB
+import ZODB.broken
 from ZODB.FileStorage import FileStorage
 
 from perdure.model import (
@@ -176,6 +180,33 @@ def test_objects_of_classes_that_were_moved_are_loaded_by_the_class_factory(
     assert type(claimed[0].result).__module__ == elsewhere.name
     assert isinstance(claimed[1], elsewhere.OwnJob)
     assert claimed[2].result == "of a thing"
+
+
+def test_a_class_of_perdures_that_is_not_there_yet_is_found_once_it_is(open_aliased, monkeypatch):
+    view = open_aliased()
+    name = "perdure.model.of_a_later_version"
+    missing = class_factory(view.connection, name, "Thing")
+    assert issubclass(missing, ZODB.broken.Broken)
+    found = class_factory(view.connection, "perdure.model.job", "Job")
+    assert found is class_factory(view.connection, "perdure.model.job", "Job") is Job
+    made = types.ModuleType(name)
+    made.Thing = type("Thing", (), {"__module__": name})
+    monkeypatch.setitem(sys.modules, name, made)
+    assert class_factory(view.connection, name, "Thing") is made.Thing
+    ZODB.broken.broken_cache.pop((name, "Thing"))
+
+
+def test_an_alias_of_a_class_of_perdures_goes_before_what_was_found_before(open_aliased):
+    view = open_aliased()
+    assert class_factory(view.connection, "perdure.model.job", "Job") is Job
+    set_alias(view.connection, "perdure.model.job:Job", "support.everyday:Reckless")
+    view.commit()
+    view = open_aliased()
+    environment(view.connection.db())
+    get_queue(view.connection)
+    assert class_factory(view.connection, "perdure.model.job", "Job").__name__ == "Reckless"
+    remove_alias(view.connection, "perdure.model.job:Job")
+    view.commit()
 
 
 def test_a_module_that_raises_does_not_make_what_refers_to_its_classes_unreadable(

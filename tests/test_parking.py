@@ -14,6 +14,7 @@ from perdure.model import (
     Job,
     JobRef,
     Status,
+    find_job,
     names,
     resolving,
 )
@@ -306,6 +307,64 @@ def test_a_record_that_cannot_be_read_parks_its_job_alone_and_is_reported(module
     assert f"the {name}, line" in found and f"cannot be read: {reason}" in found
 
     module.come_back()
+    view = restart()
+    assert view.claim(view.agent(2)).ref.oid == oid
+
+
+ADDING = """
+from perdure.model import Job
+
+class Adding(Job):
+    def __getstate__(self):
+        state = super().__getstate__()
+        state["note"] = "theirs"
+        return state
+"""
+
+WRAPPING = """
+from perdure.model import Job
+
+class Wrapping(Job):
+    def __getstate__(self):
+        return super().__getstate__(), "more"
+
+    def __setstate__(self, state):
+        {begin}
+        super().__setstate__(state[0])
+"""
+
+
+@pytest.mark.spec("J2")
+def test_a_class_of_an_application_can_add_to_what_is_stored_of_its_jobs(module, restart):
+    module.write(ADDING)
+    view = restart()
+    job = view.put(module.Adding(nothing))
+    assert view.run(view.claim()) is None
+    ref = job.ref
+    view = restart()
+    found = find_job(view.connection, ref)
+    assert (found.status, found.note) == (Status.COMPLETED, "theirs")
+
+
+@pytest.mark.spec("J2", "Q4")
+@pytest.mark.parametrize("how", ["vanished", "unreadable"])
+def test_a_job_whose_class_stores_what_it_likes_parks_alone(module, restart, how):
+    module.write(WRAPPING.format(begin="pass"))
+    view = restart()
+    oid = view.put(module.Wrapping(echo, 1)).ref.oid
+    view.put(echo, "behind it, through the same inbox")
+    if how == "vanished":
+        module.vanish()
+    else:
+        module.write(WRAPPING.format(begin="raise ValueError('no')"))
+    view = restart()
+    taken = [view.claim(), view.claim()]
+    assert [job and list(job.args) for job in taken] == [
+        ["behind it, through the same inbox"],
+        None,
+    ]
+    assert [count for _, count in view.queue.parked().values()] == [1]
+    module.write(WRAPPING.format(begin="pass"))
     view = restart()
     assert view.claim(view.agent(2)).ref.oid == oid
 

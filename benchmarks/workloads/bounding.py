@@ -32,12 +32,12 @@ CALL_SECONDS = 0.001
 SURPRISE_SECONDS = 0.1
 EACH = 250
 """One call of so many is a surprise: it takes a hundred times as long as the others."""
-LENGTHS = 0.005, 0.01, 0.02, 0.05, 0.1, 0.2
+LENGTHS = sorted({0.005, 0.01, 0.02, 0.05, 0.1, 0.2, grouping.GROUP_SECONDS})
 QUICK = 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02
 INSTANT = 0.0, 0.0001, 0.0002, 0.0005, 0.001
 BRIEF = 0.0, 0.0002, 0.0005, 0.001, 0.002, 0.004
 
-QUICKLY = 0.0005, 0.1
+QUICKLY = 0.0005, grouping.GROUP_SECONDS
 
 _OVERHEAD_SECONDS = 0.0005
 """What a job costs besides its call, roughly; for the sizes alone."""
@@ -85,7 +85,7 @@ def _lengths(run: Run, kind: str, *, surprises: bool) -> dict[str, float]:
     for length in _some(run, LENGTHS):
         run.progress(f"W11, {kind}: {length * 1000:g} ms")
         rates: dict[float, list[float]] = {length: [], LONG: []}
-        waits: dict[float, list[float]] = {length: [], LONG: []}
+        waits: list[float] = []
         for turn in range(run.size(*TURNS)):
             for each in (length, LONG) if turn % 2 else (LONG, length):
                 with (
@@ -93,9 +93,10 @@ def _lengths(run: Run, kind: str, *, surprises: bool) -> dict[str, float]:
                     _filled(run.folder, number, CALL_SECONDS, surprises=surprises) as stage,
                 ):
                     rates[each].append(stage.drain(number))
-                    waits[each].append(_longest_wait(stage))
+                    if each == length:
+                        waits.append(_longest_wait(stage))
         ratio = _ratio(rates[length], rates[LONG])
-        wait = statistics.median(waits[length])
+        wait = statistics.median(waits)
         points.append((length * 1000, ratio, wait * 1000))
         if length == grouping.GROUP_SECONDS:
             found["groups of that length"] = statistics.median(rates[length])
@@ -105,7 +106,7 @@ def _lengths(run: Run, kind: str, *, surprises: bool) -> dict[str, float]:
 
 
 def _longest_wait(stage: Stage) -> float:
-    """How long the result of a call waited, at most, until it was stored; in seconds."""
+    """How long the result of a call waited, at most, for the commit of its group; in seconds."""
     longest = timedelta()
     with stage.transaction() as connection:
         for record in get_queue(connection).dispatchers.records():
