@@ -46,12 +46,12 @@ __all__ = ["Experience", "Group", "GroupRunner"]
 GROUP_SECONDS = 0.1
 """When a group has lasted so long, it is committed, and the others go into another one.
 
-With calls of 1 ms, a tenth of that costs half of the drain, half of it a fifth, and no bound at all
-would gain a tenth. Measured by W11 of the benchmarks, as the next three are.
+With calls of 1 ms, a tenth of that costs half of the drain, half of it a fifth, and no bound at
+all would gain a tenth. Measured by W11 of the benchmarks, as the next three are.
 """
 
 QUICK_SECONDS = 0.01
-"""A callable that lately took longer is run in a group of its own: it would gain less than half."""
+"""A callable that lately took longer is run in a group of its own: it would gain little."""
 
 _INSTANT_SECONDS = 0.0002
 _BRIEF_SECONDS = 0.001
