@@ -346,10 +346,7 @@ class _Observer(SteppedStorage):
 
 
 class _Proofs:
-    """Who has ended, seen from one host.
-
-    A database's environment has it, and must not keep the world alive, and all that is in it.
-    """
+    """Who has ended, seen from one host."""
 
     def __init__(self, living: Set[str], host: str) -> None:
         self._living = living

@@ -9,6 +9,7 @@ from mutants.runner import (
     apply,
     failing_without_fault,
     matches,
+    named_tests,
     read_mutants,
     unnoticed,
 )
@@ -17,6 +18,9 @@ from support.spec_lines import read_lines
 from support.tree import DOCS
 
 MUTANTS = read_mutants()
+
+PARTS = 8
+"""In how many runs the tests are run without a fault: side by side, none of them long."""
 
 
 @pytest.mark.slow
@@ -28,8 +32,9 @@ def test_a_deliberate_fault_is_noticed(mutant, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_without_a_fault_the_named_tests_pass(tmp_path):
-    assert failing_without_fault(MUTANTS, tmp_path) == set()
+@pytest.mark.parametrize("part", range(PARTS))
+def test_without_a_fault_the_named_tests_pass(part, tmp_path):
+    assert failing_without_fault(named_tests(MUTANTS)[part::PARTS], tmp_path) == set()
 
 
 def test_every_section_of_the_specification_that_is_due_has_a_mutant():

@@ -41,6 +41,7 @@ def test_claims_are_found_in_decorators_and_parameters():
         ([], {}, "missing"),
         (["J1"], {}, "not run"),
         (["J1"], {"J1": {"skipped"}}, "not run"),
+        ([], {"J1": {"skipped"}}, "not run"),
         (["J1"], {"J1": {"passed", "skipped"}}, "proved"),
         (["J1"], {"J1": {"passed", "failed"}}, "failed"),
     ],

@@ -26,6 +26,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -74,11 +75,10 @@ def read_mutants(folder: Path = TESTS / "mutants") -> list[Mutant]:
 
 
 def copy_packages(folder: Path) -> None:
-    """Copy the installed packages to ``folder/perdure/``."""
+    """Copy the installed packages to ``folder/perdure/``, with what was compiled of them."""
     for room in ROOMS:
         source = importlib.import_module(f"perdure.{room}").__path__[0]
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, folder / "perdure" / room, ignore=ignored)
+        shutil.copytree(source, folder / "perdure" / room)
 
 
 def apply(mutant: Mutant, folder: Path) -> None:
@@ -88,6 +88,7 @@ def apply(mutant: Mutant, folder: Path) -> None:
     if (count := text.count(mutant.old)) != 1:
         raise MutantError(f"{mutant.name}: `old` occurs {count} times in {mutant.file}, not once")
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    Path(cache_from_source(str(path))).unlink(missing_ok=True)
     compile(path.read_text(encoding="utf-8"), str(path), "exec")
 
 
@@ -102,7 +103,8 @@ def run_tests(tests: Sequence[str], folder: Path, tests_root: Path = ROOT) -> se
     }
     path = [str(folder), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(path)
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    # What pytest compiles of the tests, and of Hypothesis, is the same for all of them.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")
     environment[EXPECTED_ROOT] = str(folder)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
@@ -150,7 +152,12 @@ def unnoticed(mutant: Mutant, folder: Path) -> set[str]:
     return set(mutant.tests) - run_tests(mutant.tests, folder)
 
 
-def failing_without_fault(mutants: Iterable[Mutant], folder: Path) -> set[str]:
-    """The named tests that fail without any fault: none, if all is well."""
+def named_tests(mutants: Iterable[Mutant]) -> list[str]:
+    """Each test that one of `mutants` names, once."""
+    return sorted({test for mutant in mutants for test in mutant.tests})
+
+
+def failing_without_fault(tests: Sequence[str], folder: Path) -> set[str]:
+    """Those of `tests` that fail without any fault: none, if all is well."""
     copy_packages(folder)
-    return run_tests(sorted({test for mutant in mutants for test in mutant.tests}), folder)
+    return run_tests(tests, folder)
