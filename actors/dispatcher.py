@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,6 +44,7 @@ from perdure.model.agent import GROUPED_PER_PLACE, Agent, Completion, checked_si
 from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.errors import PerdureError, UnknownSettingError
 from perdure.model.failure import Failure
+from perdure.model.grouping import GROUP_SECONDS
 from perdure.model.happenings import Happening, announce
 from perdure.model.incarnation import Incarnation
 from perdure.model.job import Job
@@ -561,7 +561,8 @@ class DispatcherActor(DatabaseActor):
             return []
         known = self._context.experience
         try:
-            taken = agent.claim_jobs(known.is_quick, state.small, self._most_of, known.is_brief)
+            most = functools.partial(self._most_of, agent.size)
+            taken = agent.claim_jobs(known.is_quick, state.small, most, known.is_brief)
         # A filter or a chooser is the application's code, which may raise anything: also
         # a conflict, each time that it is asked.
         except Exception as error:
@@ -593,13 +594,16 @@ class DispatcherActor(DatabaseActor):
             claims.append(Claimed(ref, number, light, group, name, plain, batch))
         return claims
 
-    def _most_of(self, name: str) -> int:
-        """Return how many jobs that call what has that name are held at most, for groups.
+    def _most_of(self, size: int, name: str) -> int:
+        """Return how many jobs that call what has that name an agent holds at most, for groups.
 
-        Where one worker runs them all, two groups are enough: one to run, one to go on with.
+        Two groups for each worker are enough, one to run and one to go on with: what is more
+        could be run by another process meanwhile. One worker runs all that take an instant.
         """
-        instant = self._context.experience.is_instant(name)
-        return 2 * GROUPED_PER_PLACE if instant else sys.maxsize
+        known = self._context.experience
+        if known.is_instant(name):
+            return 2 * GROUPED_PER_PLACE
+        return size * known.within(name, 2 * GROUP_SECONDS)
 
     def _work_again_later(self) -> None:
         if self._again_timer is None and not self._outage.lasts:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import transaction
+from ZODB.POSException import POSKeyError
+from ZODB.utils import u64
 
 from perdure.model.agent import Agent
 from perdure.model.errors import PerdureError
 from perdure.model.following import Follow, whole_of
 from perdure.model.given import checked_database
-from perdure.model.inbox import Bundle
+from perdure.model.inbox import Bundle, Inbox
 from perdure.model.internal import InternalJob
 from perdure.model.job import Job
 from perdure.model.queue import Queue
@@ -29,7 +33,8 @@ def check(database: Any) -> list[str]:
     """Return what is wrong in a database, a sentence each; an empty list if nothing is.
 
     Opens a connection of its own, walks every job, and changes nothing. May be called
-    at any time, also while jobs run. Raises `NotInstalledError` where there are no queues.
+    at any time, also while jobs run. Raises `NotInstalledError` where there are no queues. A
+    record that the database lacks is a sentence, too; what only that leads to is not looked at.
     """
     manager = transaction.TransactionManager()
     connection = checked_database(database).open(transaction_manager=manager)
@@ -54,24 +59,46 @@ class _Checker:
         self._places: dict[bytes, list[str]] = {}
         self._jobs: dict[bytes, Job] = {}
         self._countable = True
+        self._missing: set[bytes] = set()
         self._kept: dict[bytes, tuple[Job, str]] = {}
 
     def violations(self) -> list[str]:
         """Return the sentences."""
-        self._tell_unknown()
-        self._walk_stripes()
-        self._walk_inboxes()
-        self._walk_agents()
+        with self._whatever_is_missing("the processes"):
+            self._tell_unknown()
+        with self._whatever_is_missing("the stripes"):
+            self._walk_stripes()
+        with self._whatever_is_missing("the inboxes"):
+            self._walk_inboxes()
+        with self._whatever_is_missing("the agents"):
+            self._walk_agents()
         self._place_waiting()
         for oid, places in self._places.items():
             if len(places) > 1:
                 self._say(f"{self._jobs[oid]!r} is in {len(places)} places: {', '.join(places)}")
-        self._compare_length()
-        self._check_quotas()
+        with self._whatever_is_missing("its jobs"):
+            self._compare_length()
+        with self._whatever_is_missing("the quotas"):
+            self._check_quotas()
         return self._found
 
     def _say(self, violation: str) -> None:
         self._found.append(f"{self._queue!r}: {violation}")
+
+    @contextlib.contextmanager
+    def _whatever_is_missing(self, place: str) -> Iterator[None]:
+        """Say which record is not in the database, once, and go on behind what needed it."""
+        try:
+            yield
+        except POSKeyError as error:
+            oid = error.args[0]
+            self._countable = False
+            if oid not in self._missing:
+                self._missing.add(oid)
+                self._say(
+                    f"{place}: record {u64(oid):x} is missing from the database; restore it from "
+                    "a backup"
+                )
 
     def _tell_unknown(self) -> None:
         for uuid in self._queue.dispatchers.unknown():
@@ -137,7 +164,8 @@ class _Checker:
         """Place the jobs that others keep: by several of them, maybe, and nowhere else."""
         while self._kept:
             _, (job, place) = self._kept.popitem()
-            self._place(job, place)
+            with self._whatever_is_missing(place):
+                self._place(job, place)
 
     def _walk_stripes(self) -> None:
         for index, stripe in enumerate(self._queue.stripes):
@@ -148,12 +176,16 @@ class _Checker:
                 if (count := counts.pop(key, 0)) != len(line):
                     self._say(f"line {key} of stripe {index} says {count} and has {len(line)}")
                 for position, job in line.items():
-                    self._place(job, f"line {key} of stripe {index}")
-                    self._check_waiting(job)
-                    self._check_known(key, job)
-                    if position[0] != position_of(job)[0]:
-                        self._say(f"{job!r} stands at {position} instead of {position_of(job)}")
-            self._check_deadlines(index, stripe)
+                    with self._whatever_is_missing(f"line {key} of stripe {index}"):
+                        self._place(job, f"line {key} of stripe {index}")
+                        self._check_waiting(job)
+                        self._check_known(key, job)
+                        if position[0] != position_of(job)[0]:
+                            self._say(
+                                f"{job!r} stands at {position} instead of {position_of(job)}"
+                            )
+            with self._whatever_is_missing(f"the deadlines of stripe {index}"):
+                self._check_deadlines(index, stripe)
             for key in counts:
                 self._say(f"stripe {index} counts jobs of line {key}, which it has not")
 
@@ -174,23 +206,25 @@ class _Checker:
         inboxes = self._queue.inboxes.items()
         for index, stripe in enumerate(self._queue.stripes):
             for key, inbox, cursor in stripe.unsorted(inboxes, index):
-                if cursor > inbox.entries:
-                    self._say(
-                        f"inbox {key} has {inbox.entries} jobs, of which {cursor} were sorted in"
-                    )
-                    continue
-                try:
-                    for job in inbox.backwards(cursor):
-                        if isinstance(job, Job) or not is_loadable(job):
-                            self._place(job, f"inbox {key}")
-                            self._check_waiting(job)
-                        else:
-                            self._say(f"inbox {key} has {job!r} where a job should be")
-                    for bundle in inbox.bundles(cursor):
-                        self._check_bundle(key, bundle)
-                except PerdureError as error:
-                    self._say(f"inbox {key}: {error}")
-                    self._countable = False
+                with self._whatever_is_missing(f"inbox {key}"):
+                    self._walk_inbox(key, inbox, cursor)
+
+    def _walk_inbox(self, key: str, inbox: Inbox, cursor: int) -> None:
+        if cursor > inbox.entries:
+            self._say(f"inbox {key} has {inbox.entries} jobs, of which {cursor} were sorted in")
+            return
+        try:
+            for job in inbox.backwards(cursor):
+                if isinstance(job, Job) or not is_loadable(job):
+                    self._place(job, f"inbox {key}")
+                    self._check_waiting(job)
+                else:
+                    self._say(f"inbox {key} has {job!r} where a job should be")
+            for bundle in inbox.bundles(cursor):
+                self._check_bundle(key, bundle)
+        except PerdureError as error:
+            self._say(f"inbox {key}: {error}")
+            self._countable = False
 
     def _check_known(self, key: LineKey, job: Job) -> None:
         """Look whether a job is what a claim takes it for that does not load it."""
@@ -223,15 +257,17 @@ class _Checker:
         for record in self._queue.dispatchers.records():
             for agent in record.agents():
                 for job, number in [*agent._held.values(), *agent._left.values()]:
-                    if not is_loadable(job):
+                    with self._whatever_is_missing(repr(agent)):
+                        if not is_loadable(job):
+                            self._place(job, repr(agent))
+                            continue
+                        if not job._is_held(agent, number):
+                            continue
                         self._place(job, repr(agent))
-                        continue
-                    if not job._is_held(agent, number):
-                        continue
-                    self._place(job, repr(agent))
-                    if job.status not in allowed:
-                        self._say(f"{job!r} is {job.status.name} and {agent!r} has it")
-                self._walk_completed(agent)
+                        if job.status not in allowed:
+                            self._say(f"{job!r} is {job.status.name} and {agent!r} has it")
+                with self._whatever_is_missing(f"completed by {agent!r}"):
+                    self._walk_completed(agent)
 
     def _walk_completed(self, agent: Agent) -> None:
         try:
@@ -242,9 +278,10 @@ class _Checker:
         if kept != found:
             self._say(f"{agent!r} counts {kept} done jobs by day and failure, and has {found}")
         for job in agent.completed:
-            self._place(job, f"completed by {agent!r}")
-            if is_loadable(job) and job.status is not Status.COMPLETED:
-                self._say(f"{job!r} is {job.status.name} and among the completed of {agent!r}")
+            with self._whatever_is_missing(f"completed by {agent!r}"):
+                self._place(job, f"completed by {agent!r}")
+                if is_loadable(job) and job.status is not Status.COMPLETED:
+                    self._say(f"{job!r} is {job.status.name} and among the completed of {agent!r}")
 
     def _compare_length(self) -> None:
         if not self._countable:

@@ -12,6 +12,7 @@ whose commit fails.
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -99,6 +100,15 @@ class Experience:
             average = self._seconds.get(name, QUICK_SECONDS)
         total = seconds + average
         return total if average < QUICK_SECONDS and total <= GROUP_SECONDS else None
+
+    def within(self, name: str, seconds: float) -> int:
+        """Return how many calls of that name, one after the other, are likely to take `seconds`.
+
+        One at least.
+        """
+        with self._lock:
+            average = self._seconds.get(name, seconds)
+        return max(1, int(min(seconds / average, sys.maxsize))) if average > 0 else sys.maxsize
 
     def ends_soon(self, name: str) -> bool:
         """Tell whether a job that calls what has that name is over in a few commits' time.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+from ZODB.POSException import POSKeyError
 
 from perdure.model import names
 from perdure.model.aliases import current_name
@@ -42,17 +45,24 @@ class _Search:
 
     def look_into(self, queue: Queue) -> None:
         """Look at the waiting jobs of a queue, at those under way, and at its agents."""
-        for each in queue.waiting():
-            self._look_at(each.job, parked=bool(each.unresolved))
-        for record in queue.dispatchers.records():
-            for agent in record.agents():
-                for job in (*agent, *agent.left):
-                    self._look_at(job, parked=False)
-                for stored_name in (agent._filter, agent._chooser):
-                    if stored_name is not None:
-                        self._resolve(agent, stored_name, repr(agent))
+        # What is missing from the database is told by `check`.
+        with suppress(POSKeyError):
+            for each in queue.waiting():
+                self._look_at(each.job, parked=bool(each.unresolved))
+        with suppress(POSKeyError):
+            for record in queue.dispatchers.records():
+                for agent in record.agents():
+                    for job in (*agent, *agent.left):
+                        self._look_at(job, parked=False)
+                    for stored_name in (agent._filter, agent._chooser):
+                        if stored_name is not None:
+                            self._resolve(agent, stored_name, repr(agent))
 
     def _look_at(self, job: Any, *, parked: bool) -> None:
+        with suppress(POSKeyError):
+            self._look_at_family(job, parked=parked)
+
+    def _look_at_family(self, job: Any, *, parked: bool) -> None:
         if is_loadable(job) and isinstance(job, InternalJob):
             job = job.serves
         family = [job]
@@ -108,7 +118,8 @@ def unresolved(connection: Any) -> tuple[UnresolvedName, ...]:
 
     Looks at every job that is not done, at callbacks, at retry policies, filters and
     choosers, and imports what they name. Works in the transaction of `connection`, in its
-    thread, and changes nothing. Raises `NotInstalledError` where there are no queues.
+    thread, and changes nothing. Passes over what is missing from a damaged database, of which
+    `check` tells. Raises `NotInstalledError` where there are no queues.
     """
     search = _Search()
     for queue in find_queues(connection).values():

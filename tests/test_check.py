@@ -6,6 +6,7 @@ import pytest
 import ZODB
 from BTrees.OOBTree import OOBTree
 from ZODB.MappingStorage import MappingStorage
+from ZODB.utils import u64
 
 from perdure.model import Job, NotInstalledError, check, install
 from perdure.model.internal import InternalJob
@@ -334,3 +335,56 @@ def test_a_job_under_way_without_its_place_is_found(view):
 def test_an_internal_job_is_known_by_its_kind(view):
     internal, job = lost(view)
     assert isinstance(internal, InternalJob) and internal.serves is job
+
+
+def missing(view, job):
+    """What is found once the record of `job` is not in the database any more."""
+    view.commit()
+    database = view.world.database
+    del database.storage._data[job._p_oid]
+    database.cacheMinimize()
+    return view.world.check()
+
+
+@pytest.mark.parametrize("place", ["line", "inbox", "agent", "done"])
+def test_a_job_whose_record_is_missing_is_found_and_the_others_are_checked(view, place):
+    if place == "line":
+        [job] = sorted_in(view, 1)
+    elif place == "inbox":
+        job = view.put(echo, 1)
+    else:
+        _, job = (claimed if place == "agent" else completed)(view)
+    [other] = sorted_in(view, 2) if place != "inbox" else [view.put(echo, 2)]
+    other._status_name = "completed"
+    found = missing(view, job)
+    words = {
+        "line": "line ",
+        "inbox": "inbox ",
+        "agent": "<Agent 'main'",
+        "done": "completed by ",
+    }[place]
+    [said] = [each for each in found if "is missing" in each]
+    assert f"{words}" in said
+    assert f"record {u64(job._p_oid):x} is missing from the database" in said
+    assert any("is COMPLETED and waits in line" in each for each in found)
+
+
+def test_a_callback_whose_record_is_missing_is_found(view):
+    [job] = sorted_in(view, 1)
+    callback = job.add_callback(echo)
+    [said] = missing(view, callback)
+    assert f"record {u64(callback._p_oid):x} is missing" in said
+
+
+@pytest.mark.parametrize("of", ["stripe", "record", "quotas"])
+def test_other_records_that_are_missing_are_found(view, of):
+    claimed(view)
+    sorted_in(view, 2)
+    [record] = view.queue.dispatchers.records()
+    lacking = {
+        "stripe": view.queue.stripes[0],
+        "record": record,
+        "quotas": view.queue.quotas,
+    }[of]
+    [said] = missing(view, lacking)
+    assert f"record {u64(lacking._p_oid):x} is missing" in said

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import transaction
 from ZEO.Exceptions import ClientDisconnected
+from ZODB.Connection import TransactionMetaData
+from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError
+from ZODB.utils import p64
 
 from perdure.cli import changing, maintenance
 from perdure.cli.database import change, connected, opened
@@ -205,6 +208,21 @@ def test_check_says_what_is_wrong_and_is_status_1(shell: Shell, shop: Shop, monk
     assert shell.out == "its length is 3\n"
     assert shell.run("check", "--json") == 1
     assert '"its length is 3"' in shell.out
+
+
+def test_check_names_what_a_damaged_file_lacks(shell: Shell, shop: Shop):
+    lacking = p64(int(shop.waiting, 16))
+    storage = FileStorage(str(shell.database))
+    change = TransactionMetaData()
+    storage.tpc_begin(change)
+    storage.deleteObject(lacking, storage.load(lacking)[1], change)
+    storage.tpc_vote(change)
+    storage.tpc_finish(change)
+    storage.close()
+
+    assert shell.run("check") == 1
+
+    assert f"record {shop.waiting} is missing from the database" in shell.out
 
 
 def test_check_names_no_alias_for_what_lies_in_a_script(shell: Shell, shop: Shop, monkeypatch):

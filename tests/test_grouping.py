@@ -1208,11 +1208,15 @@ def test_of_calls_as_many_go_into_a_group_as_are_over_before_it_has_lasted() -> 
     assert known.with_another("m:f", 0.09) == pytest.approx(0.094)
     assert known.with_another("m:f", 0.097) is None
     assert known.with_another("m:z", 0.097) == 0.097
+    assert [known.within(name, 0.2) for name in ("m:f", "m:slow", "m:unknown")] == [50, 10, 1]
+    assert known.within("m:f", 0.003) == 1
+    assert known.within("m:z", 0.2) > 1_000_000
     # However small an average becomes, under a clock that stands still.
     known.took("m:tiny", 0.004)
     for _ in range(25_000):
         known.took("m:tiny", 0.0)
     assert 0 <= known.with_another("m:tiny", 0) < 1e-300
+    assert known.within("m:tiny", 0.2) > 1_000_000
 
 
 @pytest.mark.spec("J4", "D17")

@@ -435,6 +435,28 @@ def test_what_a_group_has_done_is_among_the_completed_and_counted(systems: Syste
         assert len(agent) == 0
 
 
+@pytest.mark.spec("D17", "D7")
+@pytest.mark.parametrize(("seconds", "most"), [(0.0001, 2 * GROUPED_PER_PLACE), (0.008, 2 * 25)])
+def test_an_agent_holds_what_takes_its_workers_the_time_of_two_groups(
+    seconds: float, most: int, systems: Systems
+) -> None:
+    system = systems.start(queues={"": 2})
+    settled(system)
+    system._context.experience.took("support.jobs:pass_gate", seconds)
+    with system.transaction() as connection:
+        queue = get_queue(connection)
+        names = [f"held {number}" for number in range(most + 20)]
+        refs = [queue.put(Job(jobs.pass_gate, n), transactional=True).ref for n in names]
+    jobs.gates[names[0]].wait_until_entered()
+    settled(system)
+    with system.transaction() as connection:
+        assert len(get_queue(connection).dispatchers[system.uuid]["main"]) == most
+    for name in names:
+        jobs.gates[name].open()
+    for ref in refs:
+        system.wait(ref, timeout=LIMIT)
+
+
 @pytest.mark.spec("D17")
 @pytest.mark.parametrize("seconds", [0.0, 0.001])
 def test_only_calls_that_are_over_at_once_are_left_to_one_worker(
