@@ -450,11 +450,12 @@ class DispatcherActor(DatabaseActor):
     def _tell_failure(
         self, name: str, state: _AgentState, report: AgentPoll, failure: Failure | None
     ) -> None:
-        """Log what an agent's filter or chooser raised, once for each change."""
+        """Log what an agent's filter or chooser raised, or the database, once for each change."""
         if failure is not None and report.error != state.told:
             events.error(
-                "the filter or chooser of agent %r of queue %r failed, and it claims no more; "
-                "it is asked again and again, and logged when this changes:\n%s",
+                "agent %r of queue %r cannot claim, and begins nothing more: its filter or "
+                "chooser raised this, or the database did (`perdure check` tells more then); it "
+                "is tried again and again, and logged when this changes:\n%s",
                 report.agent, name, failure.traceback(),
                 extra=fields(queue=name, agent=report.agent),
             )  # fmt: skip
