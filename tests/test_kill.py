@@ -17,7 +17,7 @@ from support.coroutines import count_and_hang
 from support.jobs import Counter, calls
 from support.manual_clock import ManualClock
 from support.processes import Child
-from support.systems import HOUR, LIMIT, within
+from support.systems import HOUR, LIMIT, settled, within
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -126,20 +126,15 @@ def test_a_signal_after_the_stop_does_what_it_did_before_the_start(uri: str, chi
     assert process.end() == -signal.SIGTERM
 
 
-def is_active(system: Any) -> bool:
-    """Whether its dispatcher's record says that it works, which is a moment after the start."""
-    with system.transaction() as connection:
-        record = get_queue(connection).dispatchers.get(system.uuid)
-        return record is not None and bool(record.active)
-
-
 @pytest.mark.spec("D10")
 def test_the_interpreter_ends_although_nobody_stopped_the_system(uri: str, child: Any) -> None:
     process = child("forget")
     assert process.line() == "5"
     assert process.end() == 0
     with start(uri, {"": 0}, poll_interval=HOUR) as system:
-        assert within(lambda: is_active(system))
+        settled(system)
+        with system.transaction() as connection:
+            assert get_queue(connection).dispatchers[system.uuid].active
         assert check(system.database) == []
 
 
