@@ -720,6 +720,8 @@ def test_it_may_return_a_job(system: Any) -> None:
 def test_a_connection_that_is_opened_too_late_finds_the_job_lost(
     system: Any, left: Suspended
 ) -> None:
+    told = threading.Event()
+
     async def work() -> None:
         if calls:
             return
@@ -731,6 +733,7 @@ def test_a_connection_that_is_opened_too_late_finds_the_job_lost(
                 local.get_job()
             except ReassignedError:
                 calls.append("lost")
+                told.set()
 
     ref = system.put(async_deed(work))
     gates["g"].wait_until_entered()
@@ -739,7 +742,9 @@ def test_a_connection_that_is_opened_too_late_finds_the_job_lost(
         get_queue(connection).dispatchers[system.uuid].deactivate()
     settled(system)
     system.wait(ref, timeout=LIMIT)
-    assert within(lambda: calls) == ["begun", "lost"]
+    # That is told in the thread of the event loop, behind what waits for the job.
+    assert told.wait(LIMIT.total_seconds())
+    assert calls == ["begun", "lost"]
 
 
 @pytest.mark.spec("J9", "J14")
