@@ -357,7 +357,8 @@ def test_what_is_taken_from_a_worker_is_sent_again_and_run_once(systems: Systems
     gates["g"].open()
     wait_for(system, *refs)
     settled(system)
-    assert calls == ["g", *((number,) for number in range(5))]
+    # By now two workers run them, in whatever order.
+    assert calls[0] == "g" and sorted(calls[1:]) == [(number,) for number in range(5)]
 
 
 @pytest.mark.spec("J17", "D18")

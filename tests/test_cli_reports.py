@@ -19,7 +19,7 @@ from perdure.model import Job, environment, get_queue
 from support import jobs
 from support.manual_clock import ManualClock
 from support.shop import Shell, Shop, done
-from support.systems import HOUR
+from support.systems import HOUR, settled
 from support.tree import DOCS
 
 LOOKING = ("status", "jobs", "next", "last", "polls", "keep", "alias", "check")
@@ -142,7 +142,8 @@ def test_the_status_is_shown_in_tables(shell: Shell, shop: Shop):
 
 
 def test_the_status_of_a_new_database_says_what_to_do_next(shell: Shell):
-    start(f"file://{shell.database}", {"": 0}, poll_interval=HOUR).stop()
+    with start(f"file://{shell.database}", {"": 0}, poll_interval=HOUR) as system:
+        settled(system)
 
     assert "ended" in shell.ok("status")
 

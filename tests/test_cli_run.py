@@ -19,7 +19,7 @@ from perdure.cli import serving
 from perdure.cli.logs import writing_logs
 from perdure.model import Status
 from support.shop import Shell, Shop
-from support.systems import LIMIT, within
+from support.systems import LIMIT, settled, within
 from support.tree import TESTS
 
 SECONDS = LIMIT.total_seconds()
@@ -144,6 +144,7 @@ def test_it_runs_until_a_signal_and_restores_the_handlers(
     def say_and_signal(system: Any, queues: dict[str, int]) -> None:
         say(system, queues)
         seen.append(queues)
+        settled(system)
         signal.raise_signal(number)
 
     monkeypatch.setattr(serving, "_say_what_runs", say_and_signal)

@@ -226,6 +226,7 @@ def test_a_filter_that_takes_long_does_not_keep_the_ping_waiting(
     systems: Systems, manual_clock: ManualClock
 ) -> None:
     system = systems.start(clock=manual_clock, queues={"": 1})
+    poll(system)
     with system.transaction() as connection:
         agent = get_queue(connection).dispatchers[system.uuid]["main"]
         agent.filter = jobs.blocks_at_gate
@@ -248,6 +249,8 @@ def test_a_sibling_is_buried_a_moment_after_its_death_and_not_before(
     systems: Systems, manual_clock: ManualClock
 ) -> None:
     system = systems.start(clock=manual_clock, queues={"": 0})
+    # Who has not looked yet when the time passes has lost touch, and gives the others more.
+    poll(system)
     make_sibling(system)
     system.put(operator.add, 1, 1)
     ref = claim_for(system)
@@ -345,6 +348,7 @@ def test_each_poll_looks_at_the_next_sibling_wrapping_around(
     systems: Systems, manual_clock: ManualClock
 ) -> None:
     system = systems.start(clock=manual_clock, queues={"": 1})
+    poll(system)
     last = uuid.UUID(int=2**128 - 1)
     make_sibling(system, LOW)
     make_sibling(system, last)
@@ -447,6 +451,7 @@ def test_who_was_buried_alive_works_again_and_its_old_work_is_abandoned(
     seen: str, systems: Systems, manual_clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     system = systems.start(clock=manual_clock, queues={"": 1})
+    poll(system)
     heard: list[DispatcherEvent] = []
     subscribe(system.database, heard.append)
     counter = Counter()
@@ -516,6 +521,7 @@ def test_a_burial_in_the_midst_of_a_claim_loses_nothing(
 @pytest.mark.spec("D7", "D15")
 def test_an_agent_with_a_filter_takes_what_it_accepts(systems: Systems) -> None:
     system = systems.start(queues={"": 0})
+    poll(system)
     with system.transaction() as connection:
         record = get_queue(connection).dispatchers[system.uuid]
         record.add_agent("even", size=1, filter=jobs.takes_even)
@@ -531,6 +537,7 @@ def test_an_agent_with_a_filter_takes_what_it_accepts(systems: Systems) -> None:
 @pytest.mark.spec("D7")
 def test_an_agent_with_a_chooser_takes_what_it_chooses(systems: Systems) -> None:
     system = systems.start(queues={"": 0})
+    poll(system)
     with system.transaction() as connection:
         record = get_queue(connection).dispatchers[system.uuid]
         record.add_agent("choosy", size=1, chooser=jobs.chooses_first)

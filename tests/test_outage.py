@@ -391,6 +391,7 @@ def test_an_agent_that_cannot_settle_stops_no_other_and_neither_the_next_poll(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     system = systems.start(queues={"": 0})
+    settled(system)
     with system.transaction() as connection:
         record = get_queue(connection).dispatchers[system.uuid]
         record.add_agent("bad", size=1)

@@ -440,6 +440,7 @@ def test_an_answer_that_does_not_come_in_time_is_a_timeout(
     systems: Systems, manual_clock: ManualClock
 ) -> None:
     system = systems.start(clock=manual_clock)
+    settled(system)
     with system.transaction() as connection:
         record = get_queue(connection).dispatchers[system.uuid]
         record["main"].filter = jobs.blocks_at_gate
