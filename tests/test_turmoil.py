@@ -198,10 +198,12 @@ def test_a_job_may_start_a_thread_of_its_own(world: World) -> None:
     assert world.result(ref) == "n, in a thread of its own"
 
 
+@pytest.mark.slow
 def test_a_thread_that_waits_outside_of_the_simulation_is_told_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scheduler_module, "HANGS_AFTER_SECONDS", 0.2)
+    # Longer than a busy machine keeps a thread waiting that does nothing wrong.
+    monkeypatch.setattr(scheduler_module, "HANGS_AFTER_SECONDS", 1.0)
     gate = threading.Event()
     Block.gate = gate
     with World() as world:
