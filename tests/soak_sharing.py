@@ -127,6 +127,11 @@ class Wrong(Exception):
     """What must not be."""
 
 
+def say(line: str) -> None:
+    """Tell the driver, in one piece: `print` writes the end of a line for itself."""
+    os.write(1, f"{line}\n".encode())
+
+
 class Writer:
     """One thread that commits, until told to stop."""
 
@@ -191,7 +196,7 @@ class Writer:
                 else:
                     self.note("done", number)
                     last = number
-                    print("done", flush=True)
+                    say("done")
         finally:
             manager.abort()
             connection.close()
@@ -231,7 +236,7 @@ class Hoarder:
                     manager.begin()
                     own = connection.root()["hoards"][self.name]
                     things = self.add(connection, number, range(NEW_IDS))
-                    print("hoarding", flush=True)
+                    say("hoarding")
                     if not self.wait_until_quiet(False):
                         return
                     things += self.add(connection, number, range(NEW_IDS, NEW_IDS + MORE_IDS))
@@ -248,7 +253,7 @@ class Hoarder:
                         raise Wrong(text) from error
                     manager.abort()
                     continue
-                print("hoarded", flush=True)
+                say("hoarded")
         finally:
             manager.abort()
             connection.close()
@@ -318,6 +323,7 @@ def read(database: Any, name: str, stop: threading.Event) -> None:
 
 def work(path: str, name: str, fault: str | None) -> int:
     """What one process does."""
+    import faulthandler
     import logging
 
     from perdure.storage import open_database
@@ -328,6 +334,8 @@ def work(path: str, name: str, fault: str | None) -> int:
         level=logging.WARNING,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
+    stacks = open(folder / f"{name}.stacks", "w")
+    faulthandler.register(signal.SIGUSR1, stacks)
     if fault:
         FAULTS[fault]()
     stop = threading.Event()
@@ -363,7 +371,7 @@ def work(path: str, name: str, fault: str | None) -> int:
     if left:
         wrong.append(f"{name}: left behind {left}")
     for line in wrong:
-        print("wrong", line, flush=True)
+        say(f"wrong {line}")
     return 3 if wrong else 0
 
 
@@ -498,9 +506,17 @@ class Soak:
     def must_get_on(self, *processes: Process) -> None:
         for process in processes:
             if not process.gets_on(self.patience):
-                self.wrong.append(f"{process.name} has not committed for {self.patience:g} s")
+                self.hangs(f"{process.name} has not committed for {self.patience:g} s")
             elif process.popen.poll() is not None:
                 self.ended(process, None)
+
+    def hangs(self, text: str) -> None:
+        """Note that, and have each process write where its threads are, twice."""
+        self.wrong.append(text)
+        for _ in range(2):
+            for each in self.running:
+                each.signal(signal.SIGUSR1)
+            threading.Event().wait(1)
 
     def ended(self, process: Process, number: signal.Signals | None) -> None:
         """Account for a process that was told to end, or (None) ended by itself."""
@@ -572,7 +588,7 @@ class Soak:
         try:
             for each in self.running:
                 if not each.hoards_more(before[each.name], self.patience):
-                    self.wrong.append(f"{each.name} has no new ids after {self.patience:g} s")
+                    self.hangs(f"{each.name} has no new ids after {self.patience:g} s")
             owner.signal(signal.SIGKILL)
             self.ended(owner, signal.SIGKILL)
         finally:
