@@ -128,7 +128,7 @@ def large_world():
     made.close()
 
 
-MANY = int(os.environ.get("PERDURE_TEST_WAITING_JOBS", "100000"))
+MANY = int(os.environ.get("PERDURE_TEST_WAITING_JOBS", "30000"))
 
 
 @pytest.mark.spec("X6", "Q4", "Q6", "Q10")
