@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,7 +45,6 @@ from perdure.model.agent import GROUPED_PER_PLACE, Agent, Completion, checked_si
 from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.errors import PerdureError, UnknownSettingError
 from perdure.model.failure import Failure
-from perdure.model.grouping import GROUP_SECONDS
 from perdure.model.happenings import Happening, announce
 from perdure.model.incarnation import Incarnation
 from perdure.model.job import Job
@@ -153,8 +153,8 @@ class _AgentState:
     """Whether its actor is up; before, nothing is claimed for it."""
     asynchronous: set[Claimed] = field(default_factory=set)
     """Those that take a worker for an instant only."""
-    small: set[bytes] = field(default_factory=set)
-    """The oids of those that share places; see `Agent.claim_jobs`."""
+    small: dict[bytes, int] = field(default_factory=dict)
+    """The oids of those that share places, and their parts of one; see `Agent.claim_jobs`."""
     resend: bool = True
     """Whether all that it has is to be sent to its actor, which may lack some of it."""
     ran: list[Claimed] = field(default_factory=list)
@@ -253,7 +253,8 @@ class DispatcherActor(DatabaseActor):
             state.ran += message.claims
             state.completed += message.completed
             state.unbegun += message.unbegun
-            state.small -= {p64(claim.ref.oid) for claim in message.lasting}
+            for claim in message.lasting:
+                state.small.pop(p64(claim.ref.oid), None)
             self._work_soon(message.queue)
 
     @handles(JobLost)
@@ -453,9 +454,9 @@ class DispatcherActor(DatabaseActor):
         """Log what an agent's filter or chooser raised, or the database, once for each change."""
         if failure is not None and report.error != state.told:
             events.error(
-                "agent %r of queue %r cannot claim, and begins nothing more: its filter or "
-                "chooser raised this, or the database did (`perdure check` tells more then); it "
-                "is tried again and again, and logged when this changes:\n%s",
+                "agent %r of queue %r cannot claim any more jobs: its filter or chooser raised "
+                "this, or the database did (`perdure check` tells more then); it is tried again "
+                "and again, and logged when this changes:\n%s",
                 report.agent, name, failure.traceback(),
                 extra=fields(queue=name, agent=report.agent),
             )  # fmt: skip
@@ -534,7 +535,8 @@ class DispatcherActor(DatabaseActor):
         """Return the claims of all that the agent has; what is not new is run alone."""
         known = {claim: claim for claim in (*state.asynchronous, *new)}
         claims = [Claimed(*each) for each in agent.claims()]
-        state.small &= {p64(claim.ref.oid) for claim in claims}
+        held = {p64(claim.ref.oid) for claim in claims}
+        state.small = {oid: parts for oid, parts in state.small.items() if oid in held}
         return [known.get(claim, claim) for claim in claims]
 
     def _settle(self, agent: Agent, finished: _Done, settle_all: bool) -> None:
@@ -562,8 +564,7 @@ class DispatcherActor(DatabaseActor):
             return []
         known = self._context.experience
         try:
-            most = functools.partial(self._most_of, agent.size)
-            taken = agent.claim_jobs(known.is_quick, state.small, most, known.is_brief)
+            taken = agent.claim_jobs(known.parts_of, state.small, self._most_of, known.is_brief)
         # A filter or a chooser is the application's code, which may raise anything: also
         # a conflict, each time that it is asked.
         except Exception as error:
@@ -579,11 +580,11 @@ class DispatcherActor(DatabaseActor):
             agent.begin_at_once(taken[0])
         claims = []
         database = self._connection.db().database_name
-        for job, number, group, small, batch in taken:
-            if small:
-                state.small.add(job._p_oid)
+        for job, number, group, parts, batch in taken:
+            if parts:
+                state.small[job._p_oid] = parts
             else:
-                state.small.discard(job._p_oid)
+                state.small.pop(job._p_oid, None)
             light = not group and is_light(job)
             plain = type(job) is Job
             if batch:
@@ -595,16 +596,13 @@ class DispatcherActor(DatabaseActor):
             claims.append(Claimed(ref, number, light, group, name, plain, batch))
         return claims
 
-    def _most_of(self, size: int, name: str) -> int:
-        """Return how many jobs that call what has that name an agent holds at most, for groups.
+    def _most_of(self, name: str) -> int:
+        """Return how many jobs that call what has that name are held at most, for groups.
 
-        Two groups for each worker are enough, one to run and one to go on with: what is more
-        could be run by another process meanwhile. One worker runs all that take an instant.
+        Where one worker runs them all, two groups are enough: one to run, one to go on with.
         """
-        known = self._context.experience
-        if known.is_instant(name):
-            return 2 * GROUPED_PER_PLACE
-        return size * known.within(name, 2 * GROUP_SECONDS)
+        instant = self._context.experience.is_instant(name)
+        return 2 * GROUPED_PER_PLACE if instant else sys.maxsize
 
     def _work_again_later(self) -> None:
         if self._again_timer is None and not self._outage.lasts:

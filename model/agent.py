@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,13 +82,14 @@ class Completion(NamedTuple):
 class Taken(NamedTuple):
     """One job that an agent has just claimed; `group` names what it calls, "" for one alone.
 
-    `small` says that it takes a part of a place only, `batch` that it is for a batch instead.
+    `parts` says how many parts of a place it takes, 0 that it has one for itself; `batch` that it
+    is for a batch instead.
     """
 
     job: Job
     number: int
     group: str
-    small: bool
+    parts: int
     batch: bool = False
 
 
@@ -98,14 +99,14 @@ class _Room:
     def __init__(
         self,
         agent: Agent,
-        is_quick: Callable[[str], bool],
-        small: Set[bytes],
+        parts_of: Callable[[str], int],
+        small: Mapping[bytes, int],
         most: Callable[[str], int],
         is_brief: Callable[[str], bool],
     ) -> None:
         self._shared = sum(1 for oid in agent._held if oid in small)
         self._most = most
-        used = sum(1 if oid in small else GROUPED_PER_PLACE for oid in agent._held)
+        used = sum(small.get(oid, GROUPED_PER_PLACE) for oid in agent._held)
         self.left = agent.size * GROUPED_PER_PLACE - used
         self.group = ""
         """The name of what the job calls that was admitted last, where it is one for a group."""
@@ -113,9 +114,9 @@ class _Room:
         """Whether it is one for a batch instead."""
         self.word = agent_word(agent)
         self._agent = agent
-        self._is_quick = is_quick
+        self._parts_of = parts_of
         self._is_brief = is_brief
-        self._small: dict[str, bool] = {}
+        self._parts: dict[str, int] = {}
         self._brief: dict[str, bool] = {}
 
     def admits(self, job: Job) -> bool:
@@ -124,8 +125,9 @@ class _Room:
         if self.batch:
             self.take_for_batch()
             return True
-        weight = self.weight(self.group)
-        if weight > self.left or (weight == 1 and not self._room_for_small(self.group)):
+        if self.weight(self.group) > self.left:
+            return False
+        if self.is_small(self.group) and not self._room_for_small(self.group):
             return False
         self.take(self.group)
         return True
@@ -165,16 +167,21 @@ class _Room:
 
     def weight(self, name: str) -> int:
         """Return how much of a place a job takes that calls what has that name, or is alone."""
-        return 1 if self.is_small(name) else GROUPED_PER_PLACE
+        return self.parts(name) or GROUPED_PER_PLACE
 
     def is_small(self, name: str) -> bool:
-        """Tell whether such a job takes a part of a place; the same each time, once asked.
+        """Tell whether such a job shares a place with others."""
+        return self.parts(name) > 0
 
-        What is known of callables may be another thing in the next instant.
+    def parts(self, name: str) -> int:
+        """Return how many parts of a place such a job takes, 0 if it has one for itself.
+
+        The same each time, once asked: what is known of callables may be another thing in the
+        next instant.
         """
-        if name not in self._small:
-            self._small[name] = bool(name) and self._is_quick(name)
-        return self._small[name]
+        if name not in self._parts:
+            self._parts[name] = self._parts_of(name) if name else 0
+        return self._parts[name]
 
 
 class Agent(Tally, Guarded):
@@ -360,17 +367,18 @@ class Agent(Tally, Guarded):
 
     def claim_jobs(
         self,
-        is_quick: Callable[[str], bool],
-        small: Set[bytes],
+        parts_of: Callable[[str], int],
+        small: Mapping[bytes, int],
         most: Callable[[str], int] = lambda name: sys.maxsize,
         is_brief: Callable[[str], bool] = lambda name: False,
     ) -> list[Taken]:
         """Take all the jobs that there is room for, as `claim_job` takes one.
 
-        What may be run in a group (see `group_of`), and takes an instant only, as `is_quick` says
-        of its callable's name, takes a part of a place; `small` are the oids of those held that
-        do. Of these it holds no more than `most` says of the name. What may be run in a batch
-        (see `batch_of`), and takes a moment only, as `is_brief` says, takes such a part, too.
+        What may be run in a group (see `group_of`), and is over soon, shares a place: it takes as
+        many of the `GROUPED_PER_PLACE` parts of one as `parts_of` says of its callable's name; 0
+        says that it has one for itself. `small` has the oids of those held that share one, and
+        their parts. Of these it holds no more than `most` says of the name. What may be run in a
+        batch (see `batch_of`), and takes a moment only, as `is_brief` says, takes one part.
         A claim for a group or a batch is not written into the job's record.
         """
         taken: list[Taken] = []
@@ -378,9 +386,9 @@ class Agent(Tally, Guarded):
             return taken
         if self.chooses:
             while (job := self.claim_job()) is not None:
-                taken.append(Taken(job, job._claim, "", False))
+                taken.append(Taken(job, job._claim, "", 0))
             return taken
-        room = _Room(self, is_quick, small, most, is_brief)
+        room = _Room(self, parts_of, small, most, is_brief)
         if room.left <= 0:
             return taken
         queue = self.queue
@@ -389,18 +397,18 @@ class Agent(Tally, Guarded):
             for job, line in queue._claims(self.filter, self.record.stripes(), room):
                 if line is not None and line.batch:
                     room.take_for_batch()
-                    held = self._hold_for_group(job, -1, line.group, True)
+                    held = self._hold_for_group(job, -1, line.group, 1)
                     taken.append(held._replace(batch=True))
                 elif line is not None:
                     name = line.group
                     room.take(name)
-                    taken.append(self._hold_for_group(job, -1, name, room.is_small(name)))
+                    taken.append(self._hold_for_group(job, -1, name, room.parts(name)))
                 elif room.group:
                     number, name = -(job._claim + 1), room.group
-                    taken.append(self._hold_for_group(job, number, name, room.is_small(name)))
+                    taken.append(self._hold_for_group(job, number, name, room.parts(name)))
                 elif room.batch:
                     name = job.callable_name
-                    held = self._hold_for_group(job, -(job._claim + 1), name, True)
+                    held = self._hold_for_group(job, -(job._claim + 1), name, 1)
                     taken.append(held._replace(batch=True))
                 else:
                     taken.append(self._hold(job))
@@ -423,12 +431,12 @@ class Agent(Tally, Guarded):
         if is_suspect(job):
             self._suspect = job._p_oid
             self.queue._v_has_suspect = True
-        return self._hold_for_group(job, job._claim, "", False)
+        return self._hold_for_group(job, job._claim, "", 0)
 
-    def _hold_for_group(self, job: Job, number: int, group: str, small: bool) -> Taken:
+    def _hold_for_group(self, job: Job, number: int, group: str, parts: int) -> Taken:
         self._held[job._p_oid] = job, number
         self._p_changed = True
-        return Taken(job, number, group, small)
+        return Taken(job, number, group, parts)
 
     def _registered(self) -> bool:
         record = self.record

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import transaction
+from persistent import Persistent
 from ZODB.POSException import POSKeyError
 from ZODB.utils import u64
 
@@ -33,21 +34,37 @@ def check(database: Any) -> list[str]:
     """Return what is wrong in a database, a sentence each; an empty list if nothing is.
 
     Opens a connection of its own, walks every job, and changes nothing. May be called
-    at any time, also while jobs run. Raises `NotInstalledError` where there are no queues. A
-    record that the database lacks is a sentence, too; what only that leads to is not looked at.
+    at any time, also while jobs run. Raises `NotInstalledError` where there are no queues.
+
+    A record that a damaged database lacks is a sentence, too. What is found by way of that
+    record only is not looked at: check again when it has been restored.
     """
+    found: list[str] = []
     manager = transaction.TransactionManager()
     connection = checked_database(database).open(transaction_manager=manager)
     try:
         manager.begin()
         queues = find_queues(connection)
-        found = [f"the queue {name!r} is of a class {_UNKNOWN}" for name in queues.unknown()]
-        for queue in queues.values():
-            found += _Checker(queue).violations()
+        found += [f"the queue {name!r} is of a class {_UNKNOWN}" for name in queues.unknown()]
+        for name, queue in zip(queues, queues.values(), strict=True):
+            checker = _Checker(queue)
+            try:
+                found += checker.violations()
+            # Without its own record, there is no more to say of it.
+            except POSKeyError as error:
+                found.append(f"the queue {name!r}: {_lacking(error)}")
         return found
+    except POSKeyError as error:
+        return [*found, f"the queues: {_lacking(error)}"]
     finally:
         manager.abort()
         connection.close()
+
+
+def _lacking(error: POSKeyError) -> str:
+    oid = error.args[0]
+    name = f"{u64(oid):x}" if isinstance(oid, bytes) and len(oid) == 8 else str(oid)
+    return f"record {name} is missing from the database; restore it from a backup"
 
 
 class _Checker:
@@ -59,7 +76,7 @@ class _Checker:
         self._places: dict[bytes, list[str]] = {}
         self._jobs: dict[bytes, Job] = {}
         self._countable = True
-        self._missing: set[bytes] = set()
+        self._missing: set[str] = set()
         self._kept: dict[bytes, tuple[Job, str]] = {}
 
     def violations(self) -> list[str]:
@@ -91,14 +108,11 @@ class _Checker:
         try:
             yield
         except POSKeyError as error:
-            oid = error.args[0]
+            text = _lacking(error)
             self._countable = False
-            if oid not in self._missing:
-                self._missing.add(oid)
-                self._say(
-                    f"{place}: record {u64(oid):x} is missing from the database; restore it from "
-                    "a backup"
-                )
+            if text not in self._missing:
+                self._missing.add(text)
+                self._say(f"{place}: {text}")
 
     def _tell_unknown(self) -> None:
         for uuid in self._queue.dispatchers.unknown():
@@ -126,12 +140,27 @@ class _Checker:
             whole = whole_of(job.outer)
             self._kept[whole._p_oid] = whole, f"waiting, with {job!r}"
         for callback in job.callbacks:
-            if stored(callback, "_queue", None) is None:
-                self._place(callback, f"with {job!r}")
-        if job.status is Status.COMPLETED:
-            for callback in filter(is_loadable, job._callbacks or ()):
-                if callback._queue is None and callback.status is not Status.COMPLETED:
+            with self._whatever_is_missing(f"with {job!r}"):
+                if stored(callback, "_queue", None) is None:
+                    self._place(callback, f"with {job!r}")
+        if job.status is not Status.COMPLETED:
+            self._check_parts(job)
+            return
+        for callback in job._callbacks or ():
+            with self._whatever_is_missing(f"with {job!r}"):
+                if not is_loadable(callback) or callback._queue is not None:
+                    continue
+                if callback.status is not Status.COMPLETED:
                     self._say(f"{job!r} is COMPLETED, its callback {callback!r} is not")
+
+    def _check_parts(self, job: Job) -> None:
+        """Look whether there are the objects that it is to be called with, without their code."""
+        target = job._callable
+        parts = [*job._args, *(job._kwargs or {}).values()]
+        for part in parts if isinstance(target, str) else [target[0], *parts]:
+            if isinstance(part, Persistent) and part._p_changed is None and part._p_jar:
+                with self._whatever_is_missing(f"for {job!r}"):
+                    part._p_jar._storage.load(part._p_oid)
 
     def _place_served(self, internal: InternalJob) -> None:
         job = internal.serves
@@ -169,45 +198,50 @@ class _Checker:
 
     def _walk_stripes(self) -> None:
         for index, stripe in enumerate(self._queue.stripes):
-            counts = dict(stripe.counts())
-            for key, line in stripe.lines():
-                if not len(line):
-                    self._say(f"line {key} of stripe {index} is empty")
-                if (count := counts.pop(key, 0)) != len(line):
-                    self._say(f"line {key} of stripe {index} says {count} and has {len(line)}")
-                for position, job in line.items():
-                    with self._whatever_is_missing(f"line {key} of stripe {index}"):
-                        self._place(job, f"line {key} of stripe {index}")
-                        self._check_waiting(job)
-                        self._check_known(key, job)
-                        if position[0] != position_of(job)[0]:
-                            self._say(
-                                f"{job!r} stands at {position} instead of {position_of(job)}"
-                            )
-            with self._whatever_is_missing(f"the deadlines of stripe {index}"):
+            with self._whatever_is_missing(f"stripe {index}"):
+                counts = dict(stripe.counts())
+                for key, line in stripe.lines():
+                    place = f"line {key} of stripe {index}"
+                    with self._whatever_is_missing(place):
+                        self._walk_line(place, key, line, counts.pop(key, 0))
                 self._check_deadlines(index, stripe)
-            for key in counts:
-                self._say(f"stripe {index} counts jobs of line {key}, which it has not")
+                for key in counts:
+                    self._say(f"stripe {index} counts jobs of line {key}, which it has not")
+
+    def _walk_line(self, place: str, key: LineKey, line: Any, count: int) -> None:
+        if not len(line):
+            self._say(f"{place} is empty")
+        if count != len(line):
+            self._say(f"{place} says {count} and has {len(line)}")
+        for position, job in line.items():
+            with self._whatever_is_missing(place):
+                self._place(job, place)
+                self._check_waiting(job)
+                self._check_known(key, job)
+                if position[0] != position_of(job)[0]:
+                    self._say(f"{job!r} stands at {position} instead of {position_of(job)}")
 
     def _check_deadlines(self, index: int, stripe: Stripe) -> None:
         noted = {oid: (due, key, position) for due, oid, key, position in stripe.deadlines()}
         for key, line in stripe.lines():
             for position, job in line.items():
-                deadline = None if key.internal else deadline_of(job)
-                expected = None if deadline is None else (deadline, key, position)
                 found = noted.pop(job._p_oid, None)
-                # That of a parked one may be looked at when it is claimed.
-                if found != expected and not (key.unresolved and found is None):
-                    self._say(f"the deadline of {job!r} is noted as {found}, not {expected}")
+                with self._whatever_is_missing(f"line {key} of stripe {index}"):
+                    deadline = None if key.internal else deadline_of(job)
+                    expected = None if deadline is None else (deadline, key, position)
+                    # That of a parked one may be looked at when it is claimed.
+                    if found != expected and not (key.unresolved and found is None):
+                        self._say(f"the deadline of {job!r} is noted as {found}, not {expected}")
         for due, key, _ in noted.values():
             self._say(f"stripe {index} notes the deadline {due} of a job not in line {key}")
 
     def _walk_inboxes(self) -> None:
         inboxes = self._queue.inboxes.items()
         for index, stripe in enumerate(self._queue.stripes):
-            for key, inbox, cursor in stripe.unsorted(inboxes, index):
-                with self._whatever_is_missing(f"inbox {key}"):
-                    self._walk_inbox(key, inbox, cursor)
+            with self._whatever_is_missing(f"the inboxes of stripe {index}"):
+                for key, inbox, cursor in stripe.unsorted(inboxes, index):
+                    with self._whatever_is_missing(f"inbox {key}"):
+                        self._walk_inbox(key, inbox, cursor)
 
     def _walk_inbox(self, key: str, inbox: Inbox, cursor: int) -> None:
         if cursor > inbox.entries:
@@ -215,11 +249,12 @@ class _Checker:
             return
         try:
             for job in inbox.backwards(cursor):
-                if isinstance(job, Job) or not is_loadable(job):
-                    self._place(job, f"inbox {key}")
-                    self._check_waiting(job)
-                else:
-                    self._say(f"inbox {key} has {job!r} where a job should be")
+                with self._whatever_is_missing(f"inbox {key}"):
+                    if isinstance(job, Job) or not is_loadable(job):
+                        self._place(job, f"inbox {key}")
+                        self._check_waiting(job)
+                    else:
+                        self._say(f"inbox {key} has {job!r} where a job should be")
             for bundle in inbox.bundles(cursor):
                 self._check_bundle(key, bundle)
         except PerdureError as error:
@@ -238,11 +273,12 @@ class _Checker:
 
     def _check_bundle(self, key: str, bundle: Bundle) -> None:
         for job, _, position in bundle.puts():
-            if is_loadable(job) and position != position_of(job):
-                self._say(
-                    f"{job!r} is at {position} in a bundle of inbox {key} instead of "
-                    f"{position_of(job)}"
-                )
+            with self._whatever_is_missing(f"inbox {key}"):
+                if is_loadable(job) and position != position_of(job):
+                    self._say(
+                        f"{job!r} is at {position} in a bundle of inbox {key} instead of "
+                        f"{position_of(job)}"
+                    )
 
     def _check_waiting(self, job: Job) -> None:
         if not is_loadable(job):
@@ -253,21 +289,26 @@ class _Checker:
             self._say(f"{job!r} waits here and says that it waits in {job._queue!r}")
 
     def _walk_agents(self) -> None:
-        allowed = (Status.ASSIGNED, Status.ACTIVE, Status.CALLBACKS, Status.COMPLETED)
         for record in self._queue.dispatchers.records():
-            for agent in record.agents():
-                for job, number in [*agent._held.values(), *agent._left.values()]:
-                    with self._whatever_is_missing(repr(agent)):
-                        if not is_loadable(job):
-                            self._place(job, repr(agent))
-                            continue
-                        if not job._is_held(agent, number):
-                            continue
-                        self._place(job, repr(agent))
-                        if job.status not in allowed:
-                            self._say(f"{job!r} is {job.status.name} and {agent!r} has it")
-                with self._whatever_is_missing(f"completed by {agent!r}"):
-                    self._walk_completed(agent)
+            with self._whatever_is_missing("a process"):
+                for agent in record.agents():
+                    with self._whatever_is_missing(f"an agent of {record!r}"):
+                        self._walk_held(agent)
+                    with self._whatever_is_missing(f"completed by an agent of {record!r}"):
+                        self._walk_completed(agent)
+
+    def _walk_held(self, agent: Agent) -> None:
+        allowed = (Status.ASSIGNED, Status.ACTIVE, Status.CALLBACKS, Status.COMPLETED)
+        for job, number in [*agent._held.values(), *agent._left.values()]:
+            with self._whatever_is_missing(repr(agent)):
+                if not is_loadable(job):
+                    self._place(job, repr(agent))
+                    continue
+                if not job._is_held(agent, number):
+                    continue
+                self._place(job, repr(agent))
+                if job.status not in allowed:
+                    self._say(f"{job!r} is {job.status.name} and {agent!r} has it")
 
     def _walk_completed(self, agent: Agent) -> None:
         try:
@@ -297,14 +338,18 @@ class _Checker:
         for job in self._jobs.values():
             for name in self._limiting(job):
                 used[name] += 1
-                if job not in self._queue.quotas[name]:
-                    self._say(f"{job!r} is {job.status.name} and has no place of quota {name!r}")
+                with self._whatever_is_missing(f"the quota {name!r}"):
+                    if job not in self._queue.quotas[name]:
+                        self._say(
+                            f"{job!r} is {job.status.name} and has no place of quota {name!r}"
+                        )
         for name in self._queue.quotas:
-            quota = self._queue.quotas[name]
-            if len(quota) > quota.limit:
-                self._say(f"quota {name!r} has {len(quota)} jobs and a size of {quota.size}")
-            if used[name] > quota.limit:
-                self._say(f"{used[name]} jobs need quota {name!r} of size {quota.size}")
+            with self._whatever_is_missing(f"the quota {name!r}"):
+                quota = self._queue.quotas[name]
+                if len(quota) > quota.limit:
+                    self._say(f"quota {name!r} has {len(quota)} jobs and a size of {quota.size}")
+                if used[name] > quota.limit:
+                    self._say(f"{used[name]} jobs need quota {name!r} of size {quota.size}")
 
     def _limiting(self, job: Job) -> list[str]:
         """Return the quotas that the job must hold a place of now."""

@@ -12,7 +12,6 @@ whose commit fails.
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -25,7 +24,7 @@ from ZODB.POSException import ConflictError, POSKeyError
 from ZODB.utils import p64
 
 from perdure.model import local, logs
-from perdure.model.agent import Agent, Claim, Completion
+from perdure.model.agent import GROUPED_PER_PLACE, Agent, Claim, Completion
 from perdure.model.clock import Clock, StopSignal
 from perdure.model.errors import BadStatusError, StopRequested
 from perdure.model.failure import Failure
@@ -101,14 +100,17 @@ class Experience:
         total = seconds + average
         return total if average < QUICK_SECONDS and total <= GROUP_SECONDS else None
 
-    def within(self, name: str, seconds: float) -> int:
-        """Return how many calls of that name, one after the other, are likely to take `seconds`.
+    def parts_of(self, name: str) -> int:
+        """Return how many parts of an agent's place a job takes that is such a call.
 
-        One at least.
+        0 says that it has one for itself. The jobs that share a place take a worker the time of
+        two groups, about: one to run, and one to go on with.
         """
         with self._lock:
-            average = self._seconds.get(name, seconds)
-        return max(1, int(min(seconds / average, sys.maxsize))) if average > 0 else sys.maxsize
+            average = self._seconds.get(name, QUICK_SECONDS)
+        if average >= QUICK_SECONDS:
+            return 0
+        return max(1, round(GROUPED_PER_PLACE * average / (2 * GROUP_SECONDS)))
 
     def ends_soon(self, name: str) -> bool:
         """Tell whether a job that calls what has that name is over in a few commits' time.

@@ -9,6 +9,7 @@ from typing import Any
 from ZODB.POSException import POSKeyError
 
 from perdure.model import names
+from perdure.model.agent import Agent
 from perdure.model.aliases import current_name
 from perdure.model.errors import CallableNotFoundError
 from perdure.model.internal import InternalJob
@@ -45,18 +46,30 @@ class _Search:
 
     def look_into(self, queue: Queue) -> None:
         """Look at the waiting jobs of a queue, at those under way, and at its agents."""
-        # What is missing from the database is told by `check`.
+        # What is missing from the database is told by `check`; all else is looked at.
+        for stripe in queue.stripes:
+            with suppress(POSKeyError):
+                for key, line in stripe.lines():
+                    with suppress(POSKeyError):
+                        for job in line.values():
+                            self._look_at(job, parked=bool(key.unresolved))
         with suppress(POSKeyError):
-            for each in queue.waiting():
-                self._look_at(each.job, parked=bool(each.unresolved))
-        with suppress(POSKeyError):
-            for record in queue.dispatchers.records():
-                for agent in record.agents():
-                    for job in (*agent, *agent.left):
+            for inbox, cursor in queue.unsorted():
+                with suppress(POSKeyError):
+                    for job in inbox.backwards(cursor):
                         self._look_at(job, parked=False)
-                    for stored_name in (agent._filter, agent._chooser):
-                        if stored_name is not None:
-                            self._resolve(agent, stored_name, repr(agent))
+        for record in queue.dispatchers.records():
+            with suppress(POSKeyError):
+                for agent in record.agents():
+                    with suppress(POSKeyError):
+                        self._look_into(agent)
+
+    def _look_into(self, agent: Agent) -> None:
+        for stored_name in (agent._filter, agent._chooser):
+            if stored_name is not None:
+                self._resolve(agent, stored_name, repr(agent))
+        for job in (*agent, *agent.left):
+            self._look_at(job, parked=False)
 
     def _look_at(self, job: Any, *, parked: bool) -> None:
         with suppress(POSKeyError):
@@ -118,8 +131,9 @@ def unresolved(connection: Any) -> tuple[UnresolvedName, ...]:
 
     Looks at every job that is not done, at callbacks, at retry policies, filters and
     choosers, and imports what they name. Works in the transaction of `connection`, in its
-    thread, and changes nothing. Passes over what is missing from a damaged database, of which
-    `check` tells. Raises `NotInstalledError` where there are no queues.
+    thread, and changes nothing. Passes over records that a damaged database lacks, and what is
+    found by way of these only; `check` tells of them. Raises `NotInstalledError` where there are
+    no queues.
     """
     search = _Search()
     for queue in find_queues(connection).values():

@@ -326,16 +326,17 @@ def work(path: str, name: str, fault: str | None) -> int:
     import faulthandler
     import logging
 
+    folder = Path(path).parent
+    stacks = open(folder / f"{name}.stacks", "w")
+    faulthandler.register(signal.SIGUSR1, stacks)
+
     from perdure.storage import open_database
 
-    folder = Path(path).parent
     logging.basicConfig(
         filename=folder / f"{name}.log",
         level=logging.WARNING,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
-    stacks = open(folder / f"{name}.stacks", "w")
-    faulthandler.register(signal.SIGUSR1, stacks)
     if fault:
         FAULTS[fault]()
     stop = threading.Event()

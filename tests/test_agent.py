@@ -474,7 +474,7 @@ def test_a_callable_that_turns_out_slow_in_the_midst_of_a_claim_costs_no_job(vie
     agent = view.agent(size=2)
     made = [view.put(nothing, transactional=True) for _ in range(300)]
     answers = itertools.chain([True] * 3, itertools.repeat(False))
-    taken = agent.claim_jobs(lambda name: next(answers), set())
+    taken = agent.claim_jobs(lambda name: next(answers), {})
     view.commit()
     assert [each.job for each in taken] + list(view.queue) == made
     assert len(agent) == len(taken) == 2 * GROUPED_PER_PLACE

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import ZODB
 from BTrees.OOBTree import OOBTree
+from persistent.mapping import PersistentMapping
 from ZODB.MappingStorage import MappingStorage
 from ZODB.utils import u64
 
-from perdure.model import Job, NotInstalledError, check, install
+from perdure.model import Job, NotInstalledError, check, get_queue, install, unresolved
 from perdure.model.internal import InternalJob
+from perdure.model.queues import find_queues
 from perdure.model.stripe import LineKey
 from perdure.model.tally import day_of
 from support.callables import echo
@@ -346,45 +348,103 @@ def missing(view, job):
     return view.world.check()
 
 
-@pytest.mark.parametrize("place", ["line", "inbox", "agent", "done"])
+def wrong(job):
+    """Make a waiting job one that `check` complains of."""
+    job._status_name = "completed"
+    return f"{job!r} is COMPLETED and waits in line"
+
+
+def said_of(found, lacking):
+    """The one sentence on a record that is missing, and the others."""
+    text = f"record {u64(lacking._p_oid):x} is missing from the database"
+    [said] = [each for each in found if text in each]
+    return said, [each for each in found if each != said]
+
+
+@pytest.mark.spec("D13")
+@pytest.mark.parametrize("place", ["line", "inbox", "bundle", "agent", "done"])
 def test_a_job_whose_record_is_missing_is_found_and_the_others_are_checked(view, place):
     if place == "line":
-        [job] = sorted_in(view, 1)
+        job, behind = sorted_in(view, 1, 2, begin_by=HOUR)
+    elif place == "bundle":
+        behind, job, _ = view.queue.put_many([Job(echo, number) for number in range(3)])
+        view.commit()
     elif place == "inbox":
-        job = view.put(echo, 1)
+        job, behind = view.put(echo, 1), view.put(echo, 2)
     else:
         _, job = (claimed if place == "agent" else completed)(view)
-    [other] = sorted_in(view, 2) if place != "inbox" else [view.put(echo, 2)]
-    other._status_name = "completed"
-    found = missing(view, job)
+        [behind] = sorted_in(view, 2)
+    expected = wrong(behind)
+    said, others = said_of(missing(view, job), job)
     words = {
         "line": "line ",
         "inbox": "inbox ",
+        "bundle": "inbox ",
         "agent": "<Agent 'main'",
         "done": "completed by ",
     }[place]
-    [said] = [each for each in found if "is missing" in each]
-    assert f"{words}" in said
-    assert f"record {u64(job._p_oid):x} is missing from the database" in said
-    assert any("is COMPLETED and waits in line" in each for each in found)
+    assert words in said
+    assert any(expected in each for each in others)
 
 
 def test_a_callback_whose_record_is_missing_is_found(view):
-    [job] = sorted_in(view, 1)
+    job, other = sorted_in(view, 1, 2)
     callback = job.add_callback(echo)
-    [said] = missing(view, callback)
-    assert f"record {u64(callback._p_oid):x} is missing" in said
+    expected = {wrong(each) for each in (job, other)}
+    said, others = said_of(missing(view, callback), callback)
+    assert f"with {job!r}" in said
+    assert {each.partition(": ")[2] for each in others} >= expected
 
 
-@pytest.mark.parametrize("of", ["stripe", "record", "quotas"])
+@pytest.mark.parametrize("what", ["callable", "argument", "word"])
+def test_what_a_job_is_called_with_and_is_missing_is_found(view, what):
+    thing = view.connection.root()["thing"] = PersistentMapping()
+    if what == "callable":
+        job = view.queue.put(Job(thing.values))
+    elif what == "argument":
+        job = view.queue.put(Job(echo, thing))
+    else:
+        job = view.queue.put(Job(echo, 1, word=thing))
+    said, others = said_of(missing(view, thing), thing)
+    assert f"for {job!r}" in said and others == []
+
+
+@pytest.mark.parametrize("of", ["stripe", "line", "agent", "record", "quota", "quotas"])
 def test_other_records_that_are_missing_are_found(view, of):
-    claimed(view)
-    sorted_in(view, 2)
-    [record] = view.queue.dispatchers.records()
+    quota = view.queue.quotas.create("mail", 2)
+    agent, _ = claimed(view, quota_names=("mail",))
+    [job] = sorted_in(view, 2)
     lacking = {
-        "stripe": view.queue.stripes[0],
-        "record": record,
+        "stripe": stripe_of(view, job),
+        "line": next(line for _, line in stripe_of(view, job).lines()),
+        "agent": agent,
+        "record": agent.record,
+        "quota": quota,
         "quotas": view.queue.quotas,
     }[of]
-    [said] = missing(view, lacking)
-    assert f"record {u64(lacking._p_oid):x} is missing" in said
+    said_of(missing(view, lacking), lacking)
+
+
+def test_queues_whose_record_is_missing_are_found_and_the_others_are_checked(view):
+    install(view.world.database, ["other"])
+    view.commit()
+    other = get_queue(view.connection, "other")
+    [job] = sorted_in(view, 1)
+    expected = wrong(job)
+    said, others = said_of(missing(view, other), other)
+    assert said.startswith("the queue 'other': ")
+    assert any(expected in each for each in others)
+    queues = find_queues(view.connection)
+    [said] = missing(view, queues)
+    assert f"record {u64(queues._p_oid):x} is missing" in said
+
+
+def test_names_that_are_not_found_are_told_although_records_are_missing(view):
+    [one] = sorted_in(view, 1)
+    one._callable = "nowhere:f"
+    agent = view.agent()
+    agent._filter = "nowhere:g"
+    lacking = view.put(echo, 2)
+    assert missing(view, lacking) != []
+    view.abort()
+    assert [each.name for each in unresolved(view.connection)] == ["nowhere:f", "nowhere:g"]

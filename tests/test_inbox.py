@@ -760,7 +760,7 @@ def test_a_job_that_comes_back_into_a_bundle_keeps_nothing_alive(view):
     assert job._previous is not None
     agent = view.agent(size=9)
     view.queue._sort_in()
-    agent.claim_jobs(lambda name: True, frozenset(), is_brief=lambda name: True)
+    agent.claim_jobs(lambda name: True, {}, is_brief=lambda name: True)
     view.commit()
     job._begin()
     view.commit()

@@ -599,7 +599,7 @@ def test_a_burial_where_an_argument_is_not_to_be_had_loses_nothing(module, resta
 
 def claim_jobs(view, agent):
     agent.record.ping()
-    taken = agent.claim_jobs(lambda name: True, frozenset())
+    taken = agent.claim_jobs(lambda name: True, {})
     view.commit()
     return taken
 

@@ -77,7 +77,9 @@ def copy_packages(folder: Path) -> None:
     """Copy the installed packages to ``folder/perdure/``, with what was compiled of them."""
     for room in ROOMS:
         source = importlib.import_module(f"perdure.{room}").__path__[0]
-        shutil.copytree(source, folder / "perdure" / room)
+        # Who compiles another file at this moment has a temporary one.
+        ignored = shutil.ignore_patterns("*.pyc.*")
+        shutil.copytree(source, folder / "perdure" / room, ignore=ignored)
 
 
 def apply(mutant: Mutant, folder: Path) -> None:

@@ -35,8 +35,8 @@ class Batches:
         self.begun: list[bool] = []
         """Of each job that was run, whether it had begun with the end of the one before."""
         self.lane = Lane(desk.clock)
-        self.small: set[bytes] = set()
-        """The oids of those that share a place."""
+        self.small: dict[bytes, int] = {}
+        """The oids of those that share a place, and their parts of one."""
 
     def put(self, *callables: Callable[..., Any], **settings: Any) -> list[Job]:
         """Put jobs, in one commit."""
@@ -53,7 +53,7 @@ class Batches:
             lambda name: True, self.small, is_brief=lambda name: self.instant
         )
         transaction.commit()
-        self.small |= {each.job._p_oid for each in taken if each.small}
+        self.small |= {each.job._p_oid: each.parts for each in taken if each.parts}
         return taken
 
     def run(self, taken: list[Taken] | None = None) -> None:

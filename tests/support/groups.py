@@ -57,7 +57,7 @@ class Groups:
         agent = agent or self.desk.agent
         transaction.begin()
         agent.record.ping()
-        taken: list[Taken] = agent.claim_jobs(lambda name: True, frozenset())
+        taken: list[Taken] = agent.claim_jobs(lambda name: True, {})
         transaction.commit()
         return taken
 
