@@ -97,6 +97,14 @@ class Side:
             )
         self.manager.begin()
 
+    def be_told(self, tid: bytes) -> None:
+        """Return when that commit was told on, too, which is a moment later, and see it."""
+        with self._heard:
+            assert self._heard.wait_for(
+                lambda: any(each >= tid for each, _ in self.told), LIMIT.total_seconds()
+            )
+        self.manager.begin()
+
     def take_over(self) -> None:
         """Return when this side owns the file, after the one that did has ended."""
         within(self.commit)
@@ -151,13 +159,13 @@ def pair(request: pytest.FixtureRequest, owner: Side, client: Side) -> tuple[Sid
 def test_a_commit_is_told_to_the_other_side_with_its_objects(pair: tuple[Side, Side]) -> None:
     doer, other = pair
     doer.commit(part=PersistentMapping())
-    other.hear(doer.storage.lastTransaction())
+    other.be_told(doer.storage.lastTransaction())
     other.told.clear()
     doer.manager.begin()
     doer.root["part"]["n"] = 1
     doer.manager.commit()
     tid = doer.root["part"]._p_serial
-    other.hear(tid)
+    other.be_told(tid)
     assert other.root["part"]["n"] == 1
     assert [(each, set(oids)) for each, oids in other.told] == [(tid, {doer.root["part"]._p_oid})]
 
@@ -165,7 +173,7 @@ def test_a_commit_is_told_to_the_other_side_with_its_objects(pair: tuple[Side, S
 def test_who_commits_is_not_told_of_it(pair: tuple[Side, Side]) -> None:
     doer, other = pair
     other.hear(doer.commit(n=1))
-    doer.hear(other.commit(n=2))
+    doer.be_told(other.commit(n=2))
     assert [tid for tid, _ in doer.told if tid] == [other.root._p_serial]
 
 
@@ -254,7 +262,7 @@ def test_a_deleted_object_is_told(pair: tuple[Side, Side]) -> None:
     doer.storage.deleteObject(part._p_oid, part._p_serial, meta)
     doer.storage.tpc_vote(meta)
     tid = doer.storage.tpc_finish(meta)
-    other.hear(tid)
+    other.be_told(tid)
     assert other.told[-1][0] == tid and set(other.told[-1][1]) == {part._p_oid}
 
 
@@ -391,7 +399,7 @@ def test_who_takes_over_learns_what_it_was_not_told(
     assert part["n"] == 1
     monkeypatch.undo()
     owner.close()
-    client.hear(tid)
+    client.be_told(tid)
     assert client.storage.is_owner()
     assert part["n"] == 2
     assert client.told[-1] == (tid, [part._p_oid])
@@ -939,7 +947,7 @@ def test_an_owner_that_failed_comes_back_as_a_client_and_learns_what_it_missed(
     # It waits, and reads what it has begun to read.
     assert within(lambda: owner.root["part"]["n"]) == 1
     tid = client.root["part"]._p_serial
-    owner.hear(tid)
+    owner.be_told(tid)
     assert not owner.storage.is_owner()
     assert owner.root["part"]["n"] == 2
     assert client.root["part"]._p_oid in owner.told[0][1]

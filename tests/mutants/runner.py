@@ -121,6 +121,7 @@ def run_tests(tests: Sequence[str], folder: Path, tests_root: Path = ROOT) -> se
         text=True,
         timeout=TIMEOUT_SECONDS,
     )
+    print(done.stdout)  # shown where the test of the mutant fails
     if done.returncode not in (0, 1):
         raise MutantError(f"pytest ended with status {done.returncode}:\n{done.stdout}")
     failed = failed_cases(report)
