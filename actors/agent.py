@@ -29,8 +29,9 @@ from perdure.actors.messages import (
     WorkerLost,
 )
 from perdure.actors.worker import WorkerActor
-from perdure.model.agent import BATCHED, GROUPED_PER_PLACE, Completion
+from perdure.model.agent import Completion
 from perdure.model.logs import events, fields
+from perdure.model.places import BATCHED, GROUPED_PER_PLACE
 from perdure.model.ref import JobRef
 
 __all__ = ["AgentActor"]

@@ -41,7 +41,7 @@ from perdure.actors.messages import (
     Wake,
 )
 from perdure.actors.outage import PROBE_INTERVAL, Outage
-from perdure.model.agent import GROUPED_PER_PLACE, Agent, Completion, checked_size
+from perdure.model.agent import Agent, Completion, checked_size
 from perdure.model.dispatchers import DispatcherRecord
 from perdure.model.errors import PerdureError, UnknownSettingError
 from perdure.model.failure import Failure
@@ -50,6 +50,7 @@ from perdure.model.incarnation import Incarnation
 from perdure.model.job import Job
 from perdure.model.logs import events, fields, trace
 from perdure.model.moments import microseconds, moment
+from perdure.model.places import GROUPED_PER_PLACE
 from perdure.model.queue import Queue
 from perdure.model.queues import find_queues
 from perdure.model.ref import JobRef, find_job

@@ -24,7 +24,7 @@ from ZODB.POSException import ConflictError, POSKeyError
 from ZODB.utils import p64
 
 from perdure.model import local, logs
-from perdure.model.agent import GROUPED_PER_PLACE, Agent, Claim, Completion
+from perdure.model.agent import Agent, Claim, Completion
 from perdure.model.clock import Clock, StopSignal
 from perdure.model.errors import BadStatusError, StopRequested
 from perdure.model.failure import Failure
@@ -35,6 +35,7 @@ from perdure.model.lane import Lane
 from perdure.model.logs import events, fields, trace
 from perdure.model.moments import microseconds
 from perdure.model.names import NOT_OF_THE_CODE
+from perdure.model.places import GROUPED_PER_PLACE
 from perdure.model.ref import JobRef, plain_job
 from perdure.model.resolving import is_whole
 from perdure.model.status import Status

@@ -8,8 +8,8 @@ import pytest
 from transaction.interfaces import TransientError
 
 from perdure.model import Agent, BadStatusError, Job, Status, UnknownSettingError
-from perdure.model.agent import GROUPED_PER_PLACE
 from perdure.model.internal import InternalJob
+from perdure.model.places import GROUPED_PER_PLACE
 from support.callables import (
     choose_and_lose,
     choose_even,

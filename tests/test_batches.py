@@ -27,8 +27,8 @@ from perdure.model import (
     register_retry_policy,
     set_alias,
 )
-from perdure.model.agent import BATCHED, GROUPED_PER_PLACE, Taken
 from perdure.model.groupable import batch_of
+from perdure.model.places import BATCHED, GROUPED_PER_PLACE, Taken
 from perdure.model.ref import JobRef
 from support.batches import Batches
 from support.callables import takes_all

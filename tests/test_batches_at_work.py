@@ -29,7 +29,7 @@ from perdure.model import (
     find_job,
     get_queue,
 )
-from perdure.model.agent import BATCHED
+from perdure.model.places import BATCHED
 from support import coroutines, jobs
 from support.desk import deed
 from support.jobs import calls, gates

@@ -31,9 +31,10 @@ from perdure.model import (
     local,
     transactional,
 )
-from perdure.model.agent import GROUPED_PER_PLACE, Claim
+from perdure.model.agent import Claim
 from perdure.model.groupable import group_of
 from perdure.model.grouping import Experience
+from perdure.model.places import GROUPED_PER_PLACE
 from support.callables import echo, takes_all
 from support.desk import Counter, Desk, deed, fail_commit
 from support.groups import Groups, records_since

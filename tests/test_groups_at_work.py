@@ -27,7 +27,7 @@ from perdure.model import (
     find_job,
     get_queue,
 )
-from perdure.model.agent import GROUPED_PER_PLACE
+from perdure.model.places import GROUPED_PER_PLACE
 from support import jobs
 from support.groups import records_since
 from support.jobs import Counter, calls, gates

@@ -13,8 +13,8 @@ from perdure.actors.context import Batches as Left
 from perdure.actors.messages import Claimed
 from perdure.actors.worker import _Batch
 from perdure.model import Job, Status, check, find_job, get_queue
-from perdure.model.agent import Taken
 from perdure.model.lane import Lane
+from perdure.model.places import Taken
 from perdure.model.ref import JobRef
 from perdure.model.retrying import begin_anew
 from perdure.model.running import Runner
