@@ -48,7 +48,7 @@ GROUP_SECONDS = 0.1
 """When a group has lasted so long, it is committed, and the others go into another one.
 
 With calls of 1 ms, a tenth of that costs half of the drain, half of it a fifth, and no bound at
-all would gain a tenth. Measured by W11 of the benchmarks, as the next three are.
+all would gain a tenth at most. Measured by W11 of the benchmarks, as the next three are.
 """
 
 QUICK_SECONDS = 0.01
