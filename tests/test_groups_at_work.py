@@ -435,18 +435,23 @@ def test_what_a_group_has_done_is_among_the_completed_and_counted(systems: Syste
         assert len(agent) == 0
 
 
+def put_at_gates(system: Any, names: list[str], seconds: float) -> list[Any]:
+    """Put jobs for groups that wait at gates, while their calls are known to take so long."""
+    settled(system)
+    system._context.experience.took("support.jobs:pass_gate", seconds)
+    with system.transaction() as connection:
+        queue = get_queue(connection)
+        return [queue.put(Job(jobs.pass_gate, name), transactional=True).ref for name in names]
+
+
 @pytest.mark.spec("D17", "D7")
 @pytest.mark.parametrize(("seconds", "most"), [(0.0001, 256), (0.001, 384), (0.008, 76)])
 def test_an_agent_holds_what_takes_its_workers_the_time_of_two_groups(
     seconds: float, most: int, systems: Systems
 ) -> None:
     system = systems.start(queues={"": 3})
-    settled(system)
-    system._context.experience.took("support.jobs:pass_gate", seconds)
-    with system.transaction() as connection:
-        queue = get_queue(connection)
-        names = [f"held {number}" for number in range(most + 20)]
-        refs = [queue.put(Job(jobs.pass_gate, n), transactional=True).ref for n in names]
+    names = [f"held {number}" for number in range(most + 20)]
+    refs = put_at_gates(system, names, seconds)
     jobs.gates[names[0]].wait_until_entered()
     settled(system)
     with system.transaction() as connection:
@@ -463,12 +468,8 @@ def test_only_calls_that_are_over_at_once_are_left_to_one_worker(
     seconds: float, systems: Systems, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = systems.start(queues={"": 2})
-    settled(system)
-    system._context.experience.took("support.jobs:pass_gate", seconds)
-    with system.transaction() as connection:
-        queue = get_queue(connection)
-        names = [f"gate {number}" for number in range(GROUPED_PER_PLACE + 1)]
-        refs = [queue.put(Job(jobs.pass_gate, n), transactional=True).ref for n in names]
+    names = [f"gate {number}" for number in range(GROUPED_PER_PLACE + 1)]
+    refs = put_at_gates(system, names, seconds)
     jobs.gates[names[0]].wait_until_entered()
     if seconds:
         # Two share what there is.
