@@ -17,10 +17,10 @@ __all__ = ["BATCHED", "GROUPED_PER_PLACE", "Places", "Taken"]
 GROUPED_PER_PLACE = 128
 """So many jobs that are run in groups, and take an instant each, share one place of an agent.
 
-Of those, a worker runs one at a time, as of others. With fewer the commits of the groups show;
-with many more, a process holds what another one could run.
+Those that take longer take several parts of it. Of all of them a worker runs one at a time, as of
+others. With fewer the commits of the groups show; with many more, a process holds what another one
+could run.
 """
-
 
 BATCHED = 64
 """So many jobs at most are run one after the other by one worker, and settled together.
